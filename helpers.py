@@ -1,0 +1,351 @@
+"""Everything the ViTGAN notebook needs that is not ViTGAN: devices, data, checkpoints, EMA, metrics, pictures.
+
+Letters in shapes: n images, B batch, S image side, C = 3 channels. Images are either uint8 [n, 3, S, S] in 0..255
+(data) or float [B, 3, S, S] in [-1, 1] (networks); `to_uint8` converts the second into the first.
+"""
+
+import copy
+import json
+import linecache
+import math
+import os
+import socket
+import sys
+import threading
+import types
+import urllib.request
+import warnings
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# ------------------------------------------------------------------------------------------------ notebook definitions
+
+
+def load_definitions(path):
+    """Run only the cells of the notebook at `path` tagged `definition`, in order; return them as a module.
+
+    Tests, scripts and worker processes use the notebook's own classes this way instead of copies.
+    Raises ValueError when the notebook has no such cell.
+    """
+    path = Path(path).resolve()
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells if "definition" in c.get("metadata", {}).get("tags", [])]
+    if not sources:
+        raise ValueError(f"{path.name} has no cell tagged 'definition'; expected the kit's own notebook.")
+    module = types.ModuleType(f"{path.stem}_definitions")
+    sys.modules[module.__name__] = module
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    for i, source in enumerate(sources):
+        name = f"<{path.name}, definition {i}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        exec(compile(source, name, "exec"), module.__dict__)
+    return module
+
+
+# ------------------------------------------------------------------------------------------------- device and precision
+
+
+def pick_device():
+    """The fastest device at hand: 'cuda', else Apple's 'mps', else 'cpu'."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_precision(device, wanted="auto"):
+    """(dtype for autocast, whether a GradScaler is needed) on `device`.
+
+    'auto' takes bfloat16 where the hardware has it natively (a T4 only emulates it), else float16 on GPUs,
+    else float32, which means no autocast at all.
+    """
+    if wanted != "auto":
+        dtype = getattr(torch, wanted)
+    elif device.type == "cuda":
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    elif device.type == "cpu":
+        dtype = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    else:
+        dtype = torch.float32
+    return dtype, dtype == torch.float16 and device.type == "cuda"
+
+
+def cpu_has_bfloat16():
+    """Whether this CPU multiplies bfloat16 matrices natively (AMX or AVX512-BF16); False where it cannot be told."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+
+
+class Images(NamedTuple):
+    """A data set in memory: `pixels` uint8 [n, 3, S, S], what it is called, and whether mirroring keeps its meaning."""
+
+    pixels: torch.Tensor
+    name: str
+    mirrorable: bool
+
+
+def load_images(size, data_dir="", root="data", limit_seconds=10):
+    """The training images as `Images` of side `size` pixels.
+
+    With `data_dir`, every image below that folder; else CIFAR-10's training split, downloaded to `root`; else, when
+    it is out of reach after `limit_seconds`, scikit-learn's handwritten digits, with a warning.
+    """
+    if data_dir:
+        return load_folder(data_dir, size)
+    try:
+        return load_cifar10(size, root, limit_seconds)
+    except OSError as error:
+        warnings.warn(f"CIFAR-10 could not be had ({error}); going on with scikit-learn's 8x8 digits instead. "
+                      "Set data_dir to a folder of images to train on those.", stacklevel=2)
+        return load_digits(size)
+
+
+def load_cifar10(size, root="data", limit_seconds=10):
+    """CIFAR-10's 50,000 training images. OSError when they are neither in `root` nor reachable in `limit_seconds`."""
+    from torchvision.datasets import CIFAR10
+
+    if not (Path(root) / CIFAR10.base_folder / "data_batch_1").exists():
+        require_reachable(CIFAR10_URL, limit_seconds)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(limit_seconds)  # a download that stalls must not hang the notebook
+    try:
+        arrays = CIFAR10(root, train=True, download=True).data
+    except RuntimeError as error:  # torchvision: the archive is damaged
+        raise OSError(str(error)) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return Images(resize_all(arrays, size), "CIFAR-10", True)
+
+
+def require_reachable(url, seconds):
+    """Return when `url` answers within `seconds`, name look-up included; raise OSError otherwise."""
+    answer = []
+
+    def ask():
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+                answer.append(None)
+        except (OSError, ValueError) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answer:
+        raise OSError(f"{url} gave no answer within {seconds:g} s")
+    if answer[0] is not None:
+        raise OSError(f"{url} is out of reach: {answer[0]}")
+
+
+def load_digits(size):
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, enlarged to `size`, white on black."""
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    grey = (sklearn_digits().images * 255 / 16).round().astype(np.uint8)
+    return Images(resize_all(np.repeat(grey[..., None], 3, axis=-1), size), "digits (scikit-learn)", False)
+
+
+def load_folder(folder, size):
+    """Every image below `folder` (class folders or not), as RGB, cut to its central square and resized to `size`.
+
+    Unreadable files are named in a warning and skipped. FileNotFoundError when there is no folder or no readable image.
+    """
+    from PIL import Image
+
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data_dir={str(folder)!r} is not a folder; expected a folder that holds images.")
+    endings = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+    arrays, unreadable = [], []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in endings):
+        try:
+            with Image.open(path) as image:
+                arrays.append(square(image.convert("RGB"), size))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            unreadable.append(f"{path.relative_to(folder)} ({type(error).__name__})")
+    if unreadable:
+        names = ", ".join(unreadable[:5]) + (f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else "")
+        warnings.warn(f"skipped {len(unreadable)} unreadable file(s) in {folder}: {names}", stacklevel=3)
+    if not arrays:
+        raise FileNotFoundError(f"data_dir={str(folder)!r} holds no readable image; "
+                                f"expected files ending in {', '.join(sorted(endings))}.")
+    return Images(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), folder.name, True)
+
+
+def square(image, size):
+    """The central square of a PIL image at `size` x `size`, uint8 [S, S, 3]: pixel means down, bicubic up."""
+    from PIL import Image
+
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    return np.asarray(image.resize((size, size), Image.BOX if side > size else Image.BICUBIC))
+
+
+def resize_all(arrays, size):
+    """uint8 [n, h, w, 3] to a uint8 tensor [n, 3, S, S]."""
+    from PIL import Image
+
+    if arrays.shape[1] != size:
+        arrays = np.stack([square(Image.fromarray(a), size) for a in arrays])
+    return torch.from_numpy(np.ascontiguousarray(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def to_uint8(images):
+    """float [B, 3, S, S] in [-1, 1] (values outside are clamped) to uint8 in 0..255, on the CPU."""
+    return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------------------ EMA
+
+
+def ema_decay(batch_size, images_seen, half_life, ramp=0.05):
+    """The factor that halves old weights every `half_life` images, shorter (`ramp` x images seen) at the start."""
+    half_life = min(half_life, ramp * images_seen)
+    return 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
+
+
+@torch.no_grad()
+def update_ema(ema, model, decay):
+    """ema <- decay * ema + (1 - decay) * model for every parameter; buffers are copied."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+    for kept, new in zip(ema.buffers(), model.buffers()):
+        kept.copy_(new)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def rng_state():
+    """The state of torch's random generators, on the CPU and on every GPU."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state):
+    """Restore what `rng_state` returned; GPU states are left alone when the number of GPUs differs."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def previous(path):
+    """Where `save_checkpoint` keeps the checkpoint before the one at `path`."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save_checkpoint(path, state):
+    """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint; the one before is kept."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        os.replace(path, previous(path))
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path):
+    """The newest whole checkpoint at `path`, else the previous one with a warning, else None.
+
+    Only tensors and plain values are read (weights_only=True), and every record's CRC is checked first. When files
+    are there but none is whole, raises RuntimeError.
+    """
+    candidates = [p for p in (Path(path), previous(Path(path))) if p.exists()]
+    for candidate in candidates:
+        try:
+            with zipfile.ZipFile(candidate) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"bad checksum in {damaged}")
+            return torch.load(candidate, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, the older one may be whole
+            warnings.warn(f"checkpoint {candidate} cannot be read ({type(error).__name__}: "
+                          f"{str(error).splitlines()[0] if str(error) else 'no details'})", stacklevel=2)
+    if candidates:
+        raise RuntimeError(f"no readable checkpoint at {path}; delete {Path(path).parent} to start anew.")
+    return None
+
+
+# -------------------------------------------------------------------------------------------------------------- metrics
+
+
+def sliced_wasserstein(a, b, projections=256, seed=20_26):
+    """Sliced Wasserstein-2 distance between two sets of images, uint8 [n, 3, S, S], in grey levels (0..255) per pixel.
+
+    Both are projected on the same fixed random directions (drawn from `seed`, never used in training); in one
+    dimension the optimal transport is a sort. The larger set is cut to the size of the smaller one.
+    """
+    n = min(len(a), len(b))
+    generator = torch.Generator().manual_seed(seed)
+    directions = F.normalize(torch.randn(a[0].numel(), projections, generator=generator), dim=0)
+    pa, pb = ((x[:n].cpu().float().flatten(1) @ directions).sort(0).values for x in (a, b))
+    return float((pa - pb).square().mean().sqrt())
+
+
+def nearest(images, pool, batch=64):
+    """For each image, the index of the closest in `pool` and the root-mean-square distance per pixel, 0..255."""
+    flat, indices, distances = pool.flatten(1).float(), [], []
+    for part in images.flatten(1).float().split(batch):
+        distance, index = torch.cdist(part, flat).min(1)
+        indices.append(index)
+        distances.append(distance / math.sqrt(flat.shape[1]))
+    return torch.cat(indices), torch.cat(distances)
+
+
+def spread(images):
+    """Standard deviation across the batch at each pixel, averaged, in [-1, 1] units: near 0 means mode collapse."""
+    return float((images.float() / 127.5).std(0).mean())
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+plt.rcParams.update({"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
+                     "axes.spines.right": False, "image.interpolation": "nearest"})
+
+
+def grid(images, columns=8):
+    """uint8 [n, 3, S, S] to one uint8 picture [h, w, 3] with a pixel of white between images."""
+    from torchvision.utils import make_grid
+
+    return make_grid(images, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()
+
+
+def show_images(images, title="", columns=8, inches=0.8, ax=None):
+    """Draw uint8 [n, 3, S, S] as one grid; returns the axes."""
+    rows = math.ceil(len(images) / columns)
+    ax = ax or plt.subplots(figsize=(columns * inches, rows * inches + 0.4))[1]
+    ax.imshow(grid(images, columns))
+    ax.set_title(title, fontsize=10)
+    ax.axis("off")
+    return ax
+
+
+def mosaic(images, cell=4):
+    """uint8 [n, 3, S, S] with every cell x cell square replaced by its mean, for sharing without showing."""
+    means = F.avg_pool2d(images.float(), cell)
+    return F.interpolate(means, scale_factor=cell).round().to(torch.uint8)
+
+
+def save_png(path, images, columns=8, enlarge=3):
+    """Write a grid of uint8 images as a PNG, each pixel `enlarge` pixels wide."""
+    from PIL import Image
+
+    picture = Image.fromarray(grid(images, columns))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((picture.width * enlarge, picture.height * enlarge), Image.NEAREST).save(path)
