@@ -4,7 +4,6 @@ Letters in shapes: n images, B batch, S image side, C = 3 channels. Images are e
 (data) or float [B, 3, S, S] in [-1, 1] (networks); `to_uint8` converts the second into the first.
 """
 
-import copy
 import json
 import linecache
 import math
@@ -101,11 +100,11 @@ class Images(NamedTuple):
 def load_images(size, data_dir="", root="data", limit_seconds=10):
     """The training images as `Images` of side `size` pixels.
 
-    With `data_dir`, every image below that folder; else CIFAR-10's training split, downloaded to `root`; else, when
+    With `data_dir`, every image below that folder ("digits": scikit-learn's); else CIFAR-10's training split, downloaded to `root`; else, when
     it is out of reach after `limit_seconds`, scikit-learn's handwritten digits, with a warning.
     """
     if data_dir:
-        return load_folder(data_dir, size)
+        return load_digits(size) if data_dir == "digits" else load_folder(data_dir, size)
     try:
         return load_cifar10(size, root, limit_seconds)
     except OSError as error:
@@ -298,11 +297,17 @@ def sliced_wasserstein(a, b, projections=256, seed=20_26):
     return float((pa - pb).square().mean().sqrt())
 
 
-def nearest(images, pool, batch=64):
-    """For each image, the index of the closest in `pool` and the root-mean-square distance per pixel, 0..255."""
+def nearest(images, pool, batch=64, skip_self=False):
+    """For each image, the index of the closest in `pool` and the root-mean-square distance per pixel, 0..255.
+
+    With skip_self, identical images do not count.
+    """
     flat, indices, distances = pool.flatten(1).float(), [], []
     for part in images.flatten(1).float().split(batch):
-        distance, index = torch.cdist(part, flat).min(1)
+        distance = torch.cdist(part, flat, compute_mode="donot_use_mm_for_euclid_dist" if skip_self else "use_mm_for_euclid_dist")
+        if skip_self:
+            distance[distance == 0] = math.inf
+        distance, index = distance.min(1)
         indices.append(index)
         distances.append(distance / math.sqrt(flat.shape[1]))
     return torch.cat(indices), torch.cat(distances)
@@ -311,6 +316,39 @@ def nearest(images, pool, batch=64):
 def spread(images):
     """Standard deviation across the batch at each pixel, averaged, in [-1, 1] units: near 0 means mode collapse."""
     return float((images.float() / 127.5).std(0).mean())
+
+
+def fixed_subset(images, n):
+    """The same n images (or all, if fewer) of uint8 [N, 3, S, S] every time, shuffled, on the CPU."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:n]
+    return images[order.to(images.device)].cpu()
+
+
+def fidelity(G, latent_dim, images, n):
+    """FID, IS and KID by torch-fidelity of n samples of G against all `images`, uint8 [N, 3, S, S].
+
+    The published CIFAR-10 protocol is n = 50,000 against the 50,000 training images, unmirrored. Returns a dict.
+    Raises OSError when the Inception weights can be neither found nor downloaded.
+    """
+    import torch_fidelity
+
+    class Sampler(torch.nn.Module):
+        def forward(self, z):
+            return to_uint8(G(z)).to(z.device)
+
+    class Pixels(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, i):
+            return images[i].cpu()
+
+    cuda = next(G.parameters()).is_cuda
+    found = torch_fidelity.calculate_metrics(
+        input1=torch_fidelity.GenerativeModelModuleWrapper(Sampler(), latent_dim, "normal", 0), input1_model_num_samples=n,
+        input2=Pixels(), cuda=cuda, fid=True, isc=True, kid=True, kid_subset_size=min(1000, n, len(images)), cache=False,
+        verbose=False)
+    return {name: float(value) for name, value in found.items()} | {"fid_samples": n, "fid_real": len(images)}
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -336,16 +374,103 @@ def show_images(images, title="", columns=8, inches=0.8, ax=None):
     return ax
 
 
-def mosaic(images, cell=4):
-    """uint8 [n, 3, S, S] with every cell x cell square replaced by its mean, for sharing without showing."""
+def shareable(images, cell=4):
+    """The images, or with VITGAN_HIDE_REAL=1 their cell x cell means, to share a notebook without sharing the data."""
+    if not os.environ.get("VITGAN_HIDE_REAL"):
+        return images
     means = F.avg_pool2d(images.float(), cell)
     return F.interpolate(means, scale_factor=cell).round().to(torch.uint8)
 
 
-def save_png(path, images, columns=8, enlarge=3):
-    """Write a grid of uint8 images as a PNG, each pixel `enlarge` pixels wide."""
+def show_real(images, title="", columns=8):
+    """`show_images` for pictures out of the training data."""
+    hidden = " (as 4×4 means: VITGAN_HIDE_REAL is set)" if os.environ.get("VITGAN_HIDE_REAL") else ""
+    return show_images(shareable(images.cpu()), title + hidden, columns)
+
+
+def picture(images, columns=8, enlarge=3):
+    """A grid of uint8 images as a PIL picture, each pixel `enlarge` pixels wide."""
     from PIL import Image
 
-    picture = Image.fromarray(grid(images, columns))
+    flat = Image.fromarray(grid(images, columns))
+    return flat.resize((flat.width * enlarge, flat.height * enlarge), Image.NEAREST)
+
+
+def save_png(path, images, columns=8):
+    """Write a grid of uint8 images as a PNG."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((picture.width * enlarge, picture.height * enlarge), Image.NEAREST).save(path)
+    picture(images, columns).save(path)
+
+
+def photo_crops(n, size):
+    """n fixed, colourful crops of scikit-learn's two sample photographs (CC BY 2.0): uint8 [n, 3, S, S]."""
+    from sklearn.datasets import load_sample_images
+
+    photos, generator = load_sample_images().images, np.random.default_rng(4)
+    corners = [(i % 2, *(generator.integers(0, limit) for limit in (427 - 160, 640 - 160))) for i in range(n)]
+    return torch.cat([resize_all(photos[i][None, y : y + 160, x : x + 160], size) for i, y, x in corners])
+
+
+def caption(text):
+    """Show a line of Markdown below a figure."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(f"*{text}*"))
+
+
+def live_display():
+    """A place in the notebook's output whose picture can be replaced: .update(picture)."""
+    from IPython.display import Markdown, display
+
+    return display(Markdown(""), display_id=True)
+
+
+def save_json(path, values):
+    """Write a dict as readable JSON."""
+    Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------- the notebook from a terminal
+
+
+def run_notebook(path, out):
+    """Execute the notebook at `path`, showing what its cells print as they print it, and write it executed to `out`.
+
+    What was computed before an error is written too, then the error is raised.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    class LiveClient(NotebookClient):
+        def process_message(self, message, cell, cell_index):
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                print(content["text"], end="", flush=True)
+            elif message["msg_type"] == "comm_msg":  # the progress bar's text
+                text = content["data"].get("state", {}).get("value")
+                if isinstance(text, str) and "images" in text:
+                    print(f"\r{text} ", end="", flush=True)
+            return super().process_message(message, cell, cell_index)
+
+    notebook = nbformat.read(path, as_version=4)
+    client = LiveClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(Path(path).parent)}},
+                        on_cell_start=lambda cell, cell_index: announce(cell, cell_index, len(notebook.cells)))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        client.execute()
+    finally:
+        nbformat.write(notebook, out)
+
+
+def announce(cell, index, total):
+    """Print which code cell starts."""
+    if cell["cell_type"] == "code":
+        first = next((line for line in cell["source"].splitlines() if not line.startswith(("import ", "from "))), "imports")
+        print(f"\n[{index + 1}/{total}] {first[:100]}", flush=True)
+
+
+if __name__ == "__main__":  # python helpers.py [executed.ipynb]
+    here = Path(__file__).resolve().parent
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else here / "runs" / "ViTGAN_CIFAR10.ipynb")
+    run_notebook(here / "ViTGAN_CIFAR10.ipynb", target)
+    print(f"\nexecuted notebook: {target}; pictures, weights and metrics.json: in {here / 'runs'}")
