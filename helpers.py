@@ -4,6 +4,7 @@ Letters in shapes: n images, B batch, S image side, C = 3 channels. Images are e
 (data) or float [B, 3, S, S] in [-1, 1] (networks); `to_uint8` converts the second into the first.
 """
 
+import http.client
 import json
 import linecache
 import math
@@ -123,8 +124,8 @@ def load_cifar10(size, root="data", limit_seconds=10):
     socket.setdefaulttimeout(limit_seconds)  # a download that stalls must not hang the notebook
     try:
         arrays = CIFAR10(root, train=True, download=True).data
-    except RuntimeError as error:  # torchvision: the archive is damaged
-        raise OSError(str(error)) from error
+    except (RuntimeError, http.client.HTTPException) as error:  # a damaged archive, a download cut short
+        raise OSError(f"the download failed: {error!r}") from error
     finally:
         socket.setdefaulttimeout(before)
     return Images(resize_all(arrays, size), "CIFAR-10", True)
@@ -138,8 +139,8 @@ def require_reachable(url, seconds):
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
                 answer.append(None)
-        except (OSError, ValueError) as error:
-            answer.append(error)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            answer.append(" ".join(f"{error!r}".split()))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -173,7 +174,7 @@ def load_folder(folder, size):
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in endings):
         try:
             with Image.open(path) as image:
-                arrays.append(square(image.convert("RGB"), size))
+                arrays.append(square(to_rgb(image), size))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             unreadable.append(f"{path.relative_to(folder)} ({type(error).__name__})")
     if unreadable:
@@ -183,6 +184,15 @@ def load_folder(folder, size):
         raise FileNotFoundError(f"data_dir={str(folder)!r} holds no readable image; "
                                 f"expected files ending in {', '.join(sorted(endings))}.")
     return Images(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), folder.name, True)
+
+
+def to_rgb(image):
+    """A PIL image as 8-bit RGB, upright as its camera noted; 16-bit grey is scaled, not clipped."""
+    from PIL import Image, ImageOps
+
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def square(image, size):

@@ -1,0 +1,189 @@
+"""Slow, literal versions of what the notebook computes fast: for tests, and for the notebook's benchmark cell.
+
+Nothing here imports the notebook: modules and tensors come in as arguments, and layers are recognised by class name.
+Letters: B batch, T tokens of all images, p pixels of a patch, H heads, N tokens of one image, d width of a head.
+"""
+
+import copy
+import math
+import types
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+# ---------------------------------------------------------------------------------------------------------- modulation
+
+
+def token_weights(layer, y):
+    """One weight matrix per token, W'_ij = s_i W_ij, and each row divided by its norm if the layer demodulates.
+
+    Source: StyleGAN2 (Karras et al. 2020), eq. 1 and 3, with "one image" read as "one token": [T, out, in].
+    """
+    W = layer.linear.weight / math.sqrt(layer.linear.weight.shape[1])
+    weights = layer.style(y)[:, None, :] * W
+    if layer.demodulate:
+        weights = weights / (weights.square().sum(2, keepdim=True) + 1e-8).sqrt()
+    return weights
+
+
+def modulated_linear(layer, x, y):
+    """Every token's own matrix applied to its own pixels: x [p, in] or [T, p, in], y [T, D] -> [T, p, out]."""
+    x = x.expand(len(y), *x.shape[-2:])
+    return torch.einsum("toi,tpi->tpo", token_weights(layer, y), x) + layer.linear.bias
+
+
+def modulated_linear_grouped(layer, x, y):
+    """The same as one 1-D convolution with a group per token. Source: the official StyleGAN2 code; the blog post."""
+    weights, T = token_weights(layer, y), len(y)
+    channels_first = x.expand(T, *x.shape[-2:]).transpose(1, 2).flatten(0, 1)  # [T * in, p]
+    out = F.conv1d(channels_first[None], weights.flatten(0, 1)[..., None], groups=T)  # [1, T * out, p]
+    return out.unflatten(1, (T, -1))[0].transpose(1, 2) + layer.linear.bias
+
+
+# ------------------------------------------------------------------------------------------------------- discriminator
+
+
+def l2_attention(q, v, sign=-1):
+    """softmax_j(sign |q_i - q_j|^2 / sqrt(d)) v_j from all pairwise differences. Source: Kim et al. 2021."""
+    differences = q[..., :, None, :] - q[..., None, :, :]  # [B, H, N, N, d]
+    distances = differences.square().sum(-1)
+    return torch.softmax(sign * distances / math.sqrt(q.shape[-1]), dim=-1) @ v
+
+
+def isn_weight(layer):
+    """sigma(W_init) W / sigma(W), with sigma(W) from an SVD. Source: ViTGAN, section 3.1 (improved spectral norm.)."""
+    W = layer.weight / math.sqrt(layer.weight.shape[1])
+    return layer.sigma_init * W / torch.linalg.svdvals(W)[0]
+
+
+def overlapping_patches(x, patch_size, overlap):
+    """Cut every window by hand. Source: ViTGAN, section 3.1 (overlapping patches): [B, C, S, S] -> [B, N, C side^2]."""
+    side, padded = patch_size + 2 * overlap, F.pad(x, [overlap] * 4)
+    starts = range(0, x.shape[-1], patch_size)
+    windows = [padded[:, :, top:top + side, left:left + side].flatten(1) for top in starts for left in starts]
+    return torch.stack(windows, 1)
+
+
+# -------------------------------------------------------------------------------------------------------- augmentation
+
+
+def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
+    """One image at a time. Source: DiffAugment (Zhao et al. 2020); scaling: ViTGAN, appendix.
+
+    Random numbers are drawn in the notebook's order, so the same seed must give the same pictures.
+    """
+    B, _, size, _ = x.shape
+    images, names = list(x), policy.split(",")
+
+    def draw(neutral, low, high):
+        chosen, amounts = torch.rand(2, B, device=x.device).tolist()
+        return [low + (high - low) * a if c < p else neutral for c, a in zip(chosen, amounts)]
+
+    if "color" in names:
+        draws = zip(draw(0, -0.5, 0.5), draw(1, 0, 2), draw(1, 0.5, 1.5))
+        images = [recolour(image, *numbers) for image, numbers in zip(images, draws)]
+    if "translation" in names or "scaling" in names:
+        reach = size // 8 + 0.49 if "translation" in names else 0  # rounded: whole pixels, -S/8 to S/8
+        scales = draw(1, 0.8, 1.25) if "scaling" in names else [1] * B
+        downs, rights = draw(0, -reach, reach), draw(0, -reach, reach)
+        images = [resample(resample(image, s, round(down)).mT, s, round(right)).mT
+                  for image, s, down, right in zip(images, scales, downs, rights)]
+    if "cutout" in names:
+        rows, columns = (torch.rand(2, B, 1, device=x.device) * size).flatten(1).tolist()
+        chosen = (torch.rand(B, 1, device=x.device) < p).flatten().tolist()
+        images = [cut_out(image, *centre) if yes else image
+                  for image, *centre, yes in zip(images, rows, columns, chosen)]
+    return torch.stack(images)
+
+
+def recolour(image, brightness, saturation, contrast):
+    """Add, then stretch around the pixel's grey, then around the image's mean."""
+    image = image + brightness
+    grey = image.mean(0)
+    image = grey + (image - grey) * saturation
+    return image.mean() + (image - image.mean()) * contrast
+
+
+def resample(image, scale, shift):
+    """Stretch by `scale` around the middle row, move down by `shift`; linear between rows, black outside."""
+    size = image.shape[1]
+    middle, rows = (size - 1) / 2, []
+    padded = F.pad(image, (0, 0, 1, 2))  # padded[:, r + 1] is row r; rows -1, S and S + 1 are black
+    for i in range(size):
+        source = min(max((i - middle - shift) / scale + middle, -1), size)
+        above = math.floor(source)
+        part = source - above
+        rows.append((1 - part) * padded[:, above + 1] + part * padded[:, above + 2])
+    return torch.stack(rows, 1)
+
+
+def cut_out(image, row, column):
+    """Blacken the pixels whose centres lie within a quarter of the side around (row, column)."""
+    size = image.shape[1]
+    image = image.clone()
+    rows, columns = ([i for i in range(size) if abs(i + 0.5 - centre) < size / 4] for centre in (row, column))
+    if rows and columns:
+        image[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = 0
+    return image
+
+
+# ---------------------------------------------------------------------------------------------------- whole networks
+
+
+def l2_self_attention(layer, h):
+    """The forward pass of L2SelfAttention with the brute-force distances."""
+    q, v = (f(h).unflatten(2, (layer.heads, -1)).transpose(1, 2) for f in (layer.qk, layer.value))
+    return layer.out(l2_attention(q, v, layer.sign).transpose(1, 2).flatten(2))
+
+
+LITERAL_FORWARD = {"ModulatedLinear": modulated_linear_grouped, "L2SelfAttention": l2_self_attention}
+
+
+def literal_modules(network):
+    return [m for m in network.modules() if type(m).__name__ in LITERAL_FORWARD]
+
+
+def go_literal(network):
+    for module in literal_modules(network):
+        module.forward = types.MethodType(LITERAL_FORWARD[type(module).__name__], module)
+    return network
+
+
+def make_literal(network):
+    """A deep copy of a Generator or Discriminator, same parameters, whose layers compute the literal way."""
+    return go_literal(copy.deepcopy(network))
+
+
+@contextmanager
+def literal_forward(*networks):
+    """Make the networks themselves compute the literal way for a while."""
+    for network in networks:
+        go_literal(network)
+    try:
+        yield
+    finally:
+        for network in networks:
+            for module in literal_modules(network):
+                del module.forward
+
+
+def training_step(run, images, definitions):
+    """A step as most public code writes it, in float32, for timing beside the notebook's.
+
+    Literal layers, one image augmented at a time, four passes through D instead of one batch, new fakes for G's step.
+    """
+    c, G, D = run.config, run.G, run.D
+    T = lambda x: diff_augment(x, c.augment, c.augment_p)  # noqa: E731
+    draw_fakes = lambda: G(torch.randn(c.batch_size, c.latent_dim, device=images.device))  # noqa: E731
+    with literal_forward(G, D):
+        real, fake = definitions.sample_real(images, c.batch_size, c.flip), draw_fakes().detach()
+        T_real, T_fake, plain_real, plain_fake = D(T(real)), D(T(fake)), D(real), D(fake)
+        bcr = c.bcr_real * (plain_real - T_real).square() + c.bcr_fake * (plain_fake - T_fake).square()
+        definitions.optimize(run, run.opt_d, (F.softplus(-T_real) + F.softplus(T_fake) + bcr).mean())
+        definitions.optimize(run, run.opt_g, F.softplus(-D(T(draw_fakes()))).mean())
+    run.scaler.update()
+    run.step += 1
+    run.images_seen += c.batch_size
+    decay = definitions.helpers.ema_decay(c.batch_size, run.images_seen, c.ema_half_life)
+    definitions.helpers.update_ema(run.ema, G, decay)

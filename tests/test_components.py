@@ -1,0 +1,408 @@
+"""Each component does what design.md says a reader should see, and not what public code gets wrong."""
+
+import math
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def std(x):
+    return x.detach().std().item()
+
+
+def isn_layers(D):
+    return [m for m in D.modules() if type(m).__name__ == "ISNLinear"]
+
+
+def exact_sigma(weight):
+    return torch.linalg.svdvals(weight.detach())[0].item()
+
+
+# ----------------------------------------------------------------------------------------------------------- generator
+
+
+@pytest.mark.parametrize("lr_mult", [1.0, 0.01])
+@pytest.mark.parametrize("width", [8, 64, 1024])
+def test_equalized_linear_keeps_unit_variance(vitgan, width, lr_mult):
+    layer = vitgan.EqualizedLinear(width, 512, lr_mult=lr_mult)
+    assert std(layer(torch.randn(512, width))) == pytest.approx(1, abs=0.1)  # 4,096 weights at least: 2% noise
+
+
+def test_equalized_bias_is_what_was_asked_for(vitgan):
+    layer = vitgan.EqualizedLinear(3, 5, bias_init=2.0, lr_mult=0.01)
+    torch.testing.assert_close(layer(torch.zeros(1, 3)), torch.full((1, 5), 2.0))
+
+
+@pytest.mark.parametrize("lr_mult", [0.01, 0.5])
+def test_lr_mult_scales_the_first_adam_step(vitgan, lr_mult):
+    def moved(m):
+        torch.manual_seed(0)
+        layer = vitgan.EqualizedLinear(16, 16, lr_mult=m)
+        weight, output = layer.effective_weight().detach(), layer(torch.zeros(16)).detach()
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+        layer(torch.ones(1, 16)).sum().backward()
+        optimizer.step()
+        return (layer.effective_weight() - weight).norm(), (layer(torch.zeros(16)) - output).norm()
+
+    for small, full in zip(moved(lr_mult), moved(1.0)):
+        assert (small / full).item() == pytest.approx(lr_mult, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0])
+def test_mapping_network_keeps_the_scale_through_8_layers(vitgan, size):
+    w = vitgan.MappingNetwork(64, 256, layers=8)(size * torch.randn(64, 64))
+    assert 0.7 < w.square().mean().sqrt().item() < 1.5  # without the factor sqrt(2): 0.07
+
+
+def test_mapping_network_learns_a_hundredth_as_fast(vitgan):
+    assert all(layer.lr_mult == 0.01 for layer in vitgan.MappingNetwork(8, 16, 8).layers)
+
+
+@pytest.mark.parametrize("kind", ["linear", "free"])
+def test_every_place_has_its_own_bounded_learned_embedding(vitgan, kind):
+    table = vitgan.PositionalEmbedding(kind, 8, 32)()
+    assert table.shape == (64, 32) and table.abs().max() <= 1 and table.requires_grad
+    distances = torch.cdist(table, table) + 9 * torch.eye(64)
+    assert distances.min() > 0.1
+
+
+def test_linear_positions_know_rows_from_columns(vitgan):
+    embedding = vitgan.PositionalEmbedding("linear", 3, 32)
+    (project,) = (m for m in embedding.modules() if type(m).__name__ == "EqualizedLinear")
+    with torch.no_grad():  # a projection that looks at x only: the same in every row, different in every column
+        project.weight[:, 1] = 0
+    table = embedding().view(3, 3, 32)
+    assert torch.equal(table[0], table[2]) and not torch.allclose(table[:, 0], table[:, 2])
+
+
+def test_places_span_the_square_row_by_row(vitgan):
+    places = vitgan.FourierFeatures(2, 4).places
+    assert (places / places.max()).tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
+    assert vitgan.FourierFeatures(1, 4).places.tolist() == [[0, 0]]
+
+
+def test_sln_is_gamma_times_normalised_plus_beta(vitgan):
+    sln, h, w = vitgan.SelfModulatedLayerNorm(16, 8), 5 + 3 * torch.randn(2, 4, 16), torch.randn(2, 8)
+    centred = h - h.mean(-1, keepdim=True)
+    normalised = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(sln(h, w), sln.gamma(w)[:, None] * normalised + sln.beta(w)[:, None])
+    assert not list(sln.norm.parameters())
+
+
+def test_sln_is_a_plain_norm_where_w_says_nothing(vitgan):
+    sln, h = vitgan.SelfModulatedLayerNorm(16, 8), torch.randn(2, 4, 16)
+    torch.testing.assert_close(sln(h, torch.zeros(2, 8)), F.layer_norm(h, (16,)))
+
+
+def test_w_changes_the_output_through_every_sln(vitgan, make_config):
+    """Changing w at one place only changes the embedding, and no two places do the same with it."""
+    G = vitgan.Generator(make_config(blocks=2)).eval()
+    w, other = torch.randn(2, 1, 16)
+    places = [m for m in G.modules() if type(m).__name__ == "SelfModulatedLayerNorm"]
+    assert len(places) == 5
+    outputs = [G.embed(w)]
+    for place in places:
+        handle = place.register_forward_pre_hook(lambda module, args: (args[0], other))
+        outputs.append(G.embed(w))
+        handle.remove()
+    distances = torch.pdist(torch.stack(outputs).flatten(1))
+    assert distances.min() > 1e-3
+
+
+def literal_self_attention(layer, h):
+    """Vaswani et al. 2017, eq. 1, head by head."""
+    q, k, v = layer.qkv(h).chunk(3, -1)
+    heads = []
+    for Q, K, V in zip(*(x.chunk(layer.heads, -1) for x in (q, k, v))):
+        heads.append(torch.softmax(Q @ K.mT / math.sqrt(Q.shape[-1]), -1) @ V)
+    return layer.out(torch.cat(heads, -1))
+
+
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.integers(1, 8))
+def test_self_attention_divides_by_sqrt_of_the_head_width_before_the_softmax(vitgan, batch, tokens, heads, d):
+    layer, h = vitgan.SelfAttention(heads * d, heads), torch.randn(batch, tokens, heads * d)
+    torch.testing.assert_close(layer(h), literal_self_attention(layer, h), rtol=1e-5, atol=1e-5)
+
+
+def test_generator_block_adds_both_halves(vitgan):
+    block, h, w = vitgan.GeneratorBlock(16, 2, 4, 16), torch.randn(2, 5, 16), torch.randn(2, 16)
+    middle = h + block.attention(block.norm1(h, w))
+    torch.testing.assert_close(block(h, w), middle + block.mlp(block.norm2(middle, w)))
+    up, activation, down = block.mlp
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(block.mlp(x), down(F.gelu(up(x))))
+    assert up(x).shape == (3, 64) and isinstance(activation, torch.nn.GELU)
+
+
+def test_fourier_features_are_learned_and_computed_once_per_forward(vitgan, config):
+    G, calls = vitgan.Generator(config), []
+    G.fourier.register_forward_hook(lambda module, args, out: calls.append(out))
+    G(torch.randn(5, config.latent_dim)).sum().backward()
+    assert [tuple(E.shape) for E in calls] == [(16, 16)] and calls[0].abs().max() <= 1
+    assert G.fourier.project.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("demodulate", [False, True])
+@pytest.mark.parametrize("siren_hidden", [1, 2, 3])
+def test_siren_preactivations_start_with_unit_variance(vitgan, make_config, siren_hidden, demodulate):
+    """N(0, 1) before each sine: sines of much more are noise, of much less are a linear network."""
+    config = make_config(width=128, mapping_layers=8, siren_hidden=siren_hidden, demodulate=demodulate)
+    G, measured = vitgan.Generator(config), []
+    for layer in G.decoder.hidden:
+        layer.register_forward_hook(lambda module, args, out: measured.append(std(out)))
+    pixels = G(torch.randn(64, config.latent_dim))
+    assert len(measured) == siren_hidden
+    # Fourier features and sines have a second moment near 0.45, styles one of 2; demodulation takes the styles' out
+    low = 0.4 if demodulate else 0.75
+    assert all(low < m < 1.35 for m in measured), measured
+    assert 0.5 < std(pixels) < 1.6
+
+
+def test_siren_output_is_linear(vitgan):
+    siren = vitgan.PatchSIREN(16)
+    with torch.no_grad():
+        siren.out.linear.bias.fill_(50.0)
+    assert siren(torch.randn(4, 16), torch.randn(2, 16)).min() > 20
+
+
+def test_demodulated_rows_have_unit_norm(vitgan):
+    """Whatever the style's size, white noise leaves a demodulated layer with variance 1."""
+    layer = vitgan.ModulatedLinear(256, 64, 8, demodulate=True)
+    outputs = layer(torch.randn(2, 2048, 256), torch.stack([0.1 * torch.randn(8), 30 * torch.randn(8)]))
+    assert [std(o) for o in outputs] == pytest.approx([1, 1], abs=0.05)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4))
+def test_patches_to_images_undoes_cutting(vitgan, grid, side, channels):
+    image = torch.randn(2, channels, grid * side, grid * side)
+    patches = reference.overlapping_patches(image, side, 0).unflatten(2, (channels, -1)).transpose(2, 3)
+    assert torch.equal(vitgan.patches_to_images(patches, side), image)
+
+
+def test_truncation_moves_towards_the_mean_of_w(vitgan, config):
+    G = vitgan.Generator(config).eval()
+    z = torch.randn(4, config.latent_dim)
+    G.w_mean.normal_()
+    torch.testing.assert_close(G(z, 0.0), G.synthesize(G.w_mean.expand(4, -1)))
+    torch.testing.assert_close(G(z, 0.5), G.synthesize((G.w_mean + G.mapping(z)) / 2))
+    assert not torch.allclose(G(z), G(z, 0.5))
+
+
+def test_w_mean_follows_the_mean_of_w_in_training_and_stands_still_after(vitgan, config):
+    G = vitgan.Generator(config)
+    G.synthesize = lambda w: w  # only the first half of the forward pass matters here
+    for _ in range(1500):  # 0.998^1500 = 5% of the start is left
+        G(torch.randn(16, config.latent_dim))
+    expected = G.mapping(torch.randn(4096, config.latent_dim)).mean(0).detach()
+    assert (G.w_mean - expected).norm() < 0.15 * expected.norm()
+    before = G.w_mean.clone()
+    G.eval()(torch.randn(16, config.latent_dim))
+    assert torch.equal(before, G.w_mean)
+
+
+# ------------------------------------------------------------------------------------------------------- discriminator
+
+
+@pytest.mark.parametrize("kind", ["color", "translation", "cutout", "scaling"])
+def test_each_augmentation_changes_a_share_p_of_the_images(vitgan, kind):
+    x = torch.rand(400, 3, 16, 16) * 2 - 1
+    changed = (vitgan.diff_augment(x, kind, 0.8) != x).flatten(1).any(1).float().mean().item()
+    # colour draws three times, translation two (and a draw of no pixels in 5 changes nothing)
+    expected = {"color": 1 - 0.2**3, "translation": 1 - (0.2 + 0.8 / 5) ** 2, "cutout": 0.8, "scaling": 0.8}[kind]
+    assert changed == pytest.approx(expected, abs=0.06)  # 3 standard deviations of a share of 400
+
+
+def test_augmentations_are_independent_between_images(vitgan):
+    x = torch.rand(1, 3, 16, 16).expand(8, -1, -1, -1)
+    assert torch.pdist(vitgan.diff_augment(x, p=1.0).flatten(1)).min() > 0
+
+
+@pytest.mark.parametrize("policy, p", [("", 1.0), ("color,translation,cutout,scaling", 0.0)])
+def test_augmenting_nothing_changes_nothing(vitgan, policy, p):
+    x = torch.rand(8, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(vitgan.diff_augment(x, policy, p), x, rtol=0, atol=1e-6)
+
+
+def test_translation_is_by_whole_pixels_up_to_an_eighth_and_reaches_it_both_ways(vitgan):
+    x = torch.zeros(500, 1, 16, 16)
+    x[:, :, 8, 8] = 1
+    places = vitgan.diff_augment(x, "translation", 1.0).nonzero()[:, 2:] - 8
+    assert len(places) == 500 and set(places.flatten().tolist()) == {-2, -1, 0, 1, 2}
+    share = [(places[:, 0] == k).float().mean().item() for k in range(-2, 3)]
+    assert share == pytest.approx([0.2] * 5, abs=0.06)
+
+
+def test_cutout_blackens_a_square_of_half_the_side_and_nothing_else(vitgan):
+    kept = vitgan.diff_augment(torch.ones(200, 3, 16, 16), "cutout", 1.0)
+    assert set(kept.unique().tolist()) == {0, 1}
+    holes = (1 - kept[:, 0]).sum((1, 2))
+    assert holes.max() == 64 and (kept == kept[:, :1]).all()
+
+
+def test_scaling_keeps_the_middle_and_the_brightness_there(vitgan):
+    x = vitgan.diff_augment(torch.ones(50, 3, 16, 16), "scaling", 1.0)
+    torch.testing.assert_close(x[:, :, 3:13, 3:13], torch.ones(50, 3, 10, 10))
+    assert (x[:, :, 0, 0] < 0.5).any() and (x[:, :, 0, 0] > 0.99).any()  # shrunk ones show black, grown ones do not
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(0, 6))
+def test_overlap_leaves_the_number_of_tokens(vitgan, grid, patch_size, overlap):
+    x = torch.randn(2, 3, grid * patch_size, grid * patch_size)
+    shape = vitgan.OverlappingPatches(patch_size, overlap)(x).shape
+    assert shape == (2, grid**2, 3 * (patch_size + 2 * overlap) ** 2)
+
+
+def test_paper_discriminator_sees_64_tokens_of_8_by_8(vitgan):
+    c = vitgan.Config.profile("paper")
+    patches = vitgan.OverlappingPatches(c.patch_size, c.overlap)(torch.zeros(1, 3, 32, 32))
+    assert patches.shape == (1, 64, 3 * 8 * 8) and c.tokens == 64
+
+
+def test_token_attends_most_to_itself_and_with_the_other_sign_least(vitgan):
+    q = torch.randn(2, 3, 16, 8)
+    identity = torch.eye(16).expand(2, 3, 16, 16)  # as values: the attention weights come out
+    weights = vitgan.l2_attention(q, identity, -1)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 16))
+    assert torch.equal(weights.argmax(-1), torch.arange(16).expand(2, 3, 16))
+    assert torch.equal(vitgan.l2_attention(q, identity, 1).argmin(-1), torch.arange(16).expand(2, 3, 16))
+
+
+def test_l2_attention_does_not_see_where_the_origin_is(vitgan):
+    q, v = torch.randn(2, 1, 2, 9, 8)
+    torch.testing.assert_close(vitgan.l2_attention(q + 3, v), vitgan.l2_attention(q, v), rtol=1e-4, atol=1e-4)
+
+
+def test_l2_attention_ties_queries_to_keys_and_reads_the_sign(vitgan):
+    h = torch.randn(2, 5, 16)
+    minus, plus = (vitgan.L2SelfAttention(16, 2, sign) for sign in (-1, 1))
+    assert sorted(minus._modules) == ["out", "qk", "value"]
+    plus.load_state_dict(minus.state_dict())
+    assert not torch.allclose(minus.eval()(h), plus.eval()(h))
+
+
+def test_l2_attention_stays_lipschitz_where_the_dot_product_does_not(vitgan):
+    """Kim et al. 2021: scaling the input up, the local Lipschitz estimate of dot-product attention grows, L2's not."""
+    def estimate(f, size):
+        h = size * torch.randn(16, 8)
+        J = torch.autograd.functional.jacobian(f, h).reshape(h.numel(), h.numel())
+        return torch.linalg.matrix_norm(J, 2).item()
+
+    L2 = lambda h: vitgan.l2_attention(h[None, None], h[None, None])  # noqa: E731
+    dot = lambda h: vitgan.attention(*[h[None, None]] * 3, scale=8**-0.5)  # noqa: E731
+    grow = {f: max(estimate(f, 10) for _ in range(8)) / max(estimate(f, 1) for _ in range(8)) for f in (L2, dot)}
+    assert grow[dot] > 3 * grow[L2]
+
+
+def test_every_matrix_of_d_that_sees_the_image_is_spectrally_normalised(vitgan, make_config):
+    D = vitgan.Discriminator(make_config(blocks=2))
+    plain = [name for name, m in D.named_modules() if type(m).__name__ in ("EqualizedLinear", "Linear")]
+    assert plain and all(name.startswith("positions.") for name in plain)
+    assert len(isn_layers(D)) == 2 + 2 * 5
+
+
+def test_isn_starts_where_the_weights_were_drawn(vitgan):
+    layer = vitgan.ISNLinear(64, 32)
+    W = layer.weight.detach() / 8
+    assert layer.sigma_init.item() == pytest.approx(exact_sigma(W), rel=1e-5)
+    torch.testing.assert_close(layer.eval().effective_weight(), W)
+
+
+def test_isn_ignores_the_scale_of_the_weight_and_plain_sn_has_scale_1(vitgan):
+    layer, x = vitgan.ISNLinear(64, 32).eval(), torch.randn(2, 64)
+    plain = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(64, 32), n_power_iterations=30)
+    before = layer(x).detach()
+    layer.weight.data *= 7
+    torch.testing.assert_close(layer(x), before)
+    assert exact_sigma(plain.weight) == pytest.approx(1, rel=1e-2)
+    assert exact_sigma(layer.effective_weight()) == pytest.approx(layer.sigma_init.item(), rel=1e-4) != 1
+
+
+def test_isn_buffers_are_in_the_state_dict_and_sigma_init_never_moves(vitgan):
+    layer = vitgan.ISNLinear(8, 8).train()
+    sigma_init = layer.sigma_init.clone()
+    assert {"u", "v", "sigma_init"} <= set(layer.state_dict())
+    layer.weight.data.normal_()
+    for _ in range(3):
+        layer(torch.randn(2, 8))
+    assert torch.equal(layer.sigma_init, sigma_init)
+
+
+def test_isn_keeps_sigma_within_1_percent_while_training_moves_the_weights(vitgan, make_config, images, tmp_path):
+    config = make_config(blocks=2, batch_size=8, total_images=8 * 60, log_images=240, snapshot_minutes=1.0)
+    raw_before = [exact_sigma(m.weight) for m in isn_layers(vitgan.new_run(config, tmp_path, images.device).D)]
+    D = vitgan.train(config, images, tmp_path, quiet=True).D.eval()
+    raw = [exact_sigma(m.weight) for m in isn_layers(D)]
+    assert max(abs(a / b - 1) for a, b in zip(raw, raw_before)) > 0.02  # there was something to undo
+    for layer in isn_layers(D):
+        assert exact_sigma(layer.effective_weight()) == pytest.approx(layer.sigma_init.item(), rel=0.01)
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_logits_are_linear_in_the_head_and_can_be_very_negative(vitgan, make_config, pool):
+    """The post ends in GELU, whose values never fall below -0.17."""
+    D, x = vitgan.Discriminator(make_config(pool=pool)).eval(), torch.randn(4, 3, 8, 8)
+    before = D(x).detach()
+    with torch.no_grad():
+        D.head.bias -= 5
+    torch.testing.assert_close(D(x), before - 5)
+    assert D(x).min() < -0.17 and before.unique().numel() == 4
+
+
+@pytest.mark.parametrize("positions", ["linear", "free"])
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_discriminator_knows_where_a_patch_lies(vitgan, make_config, pool, positions):
+    D = vitgan.Discriminator(make_config(pool=pool, positions=positions, overlap=0)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    swapped = x.roll(4, -1)  # with o = 0 and two patches in a row: the same set of patches
+    assert (D(x) - D(swapped)).abs().min() > 1e-4
+
+
+def test_class_token_is_read_only_when_asked_for(vitgan, make_config):
+    D = vitgan.Discriminator(make_config(pool="class"))
+    assert D.class_token.shape == (1, 1, 16)
+    assert vitgan.Discriminator(make_config(pool="mean")).class_token is None
+
+
+# ------------------------------------------------------------------------------------------------------ whole networks
+
+CONFIGS = st.fixed_dictionaries(dict(
+    patch_size=st.integers(1, 4), blocks=st.integers(1, 2), heads=st.integers(1, 3), mlp_ratio=st.integers(1, 2),
+    positions=st.sampled_from(["linear", "free"]), latent_dim=st.integers(1, 6), mapping_layers=st.integers(1, 2),
+    siren_hidden=st.integers(1, 2), demodulate=st.booleans(), whole_image=st.booleans(), overlap=st.integers(0, 1),
+    pool=st.sampled_from(["class", "mean"]), l2_sign=st.sampled_from([-1, 1])))
+
+
+@given(CONFIGS, st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
+def test_shapes_of_whole_networks(vitgan, make_config, options, grid, d, batch):
+    options |= dict(image_size=grid * options["patch_size"], width=d * options["heads"])
+    c = make_config(**options)
+    x = vitgan.Generator(c)(torch.randn(batch, c.latent_dim))
+    assert x.shape == (batch, 3, c.image_size, c.image_size)
+    logits = vitgan.Discriminator(c)(x)
+    assert logits.shape == (batch,) and logits.isfinite().all()
+
+
+def test_images_of_a_batch_do_not_mix(vitgan, config):
+    G, D = vitgan.Generator(config).eval(), vitgan.Discriminator(config).eval()
+    z = torch.randn(5, config.latent_dim)
+    x = G(z)
+    torch.testing.assert_close(x[2:3], G(z[2:3]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(D(x)[2:3], D(x[2:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_generator_draws_a_different_patch_at_every_place(vitgan, make_config):
+    c = make_config()
+    x = vitgan.Generator(c).eval()(torch.randn(2, c.latent_dim))
+    patches = reference.overlapping_patches(x, c.patch_size, 0)
+    assert all(torch.pdist(p).min() > 0.01 for p in patches)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the fused path of `attention`")
+def test_fused_attention_equals_two_products(vitgan):
+    q, v = torch.randn(2, 2, 3, 17, 8)
+    fused = vitgan.l2_attention(q.cuda(), v.cuda()).cpu()
+    torch.testing.assert_close(fused, reference.l2_attention(q, v), rtol=1e-3, atol=1e-3)  # TF32

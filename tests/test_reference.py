@@ -1,0 +1,100 @@
+"""The notebook's fast forms equal the literal ones of reference.py."""
+
+import copy
+
+import pytest
+import reference
+import torch
+from conftest import VARIANTS
+from hypothesis import given
+from hypothesis import strategies as st
+
+SMALL = st.integers(1, 9)
+
+
+def close(actual, expected, tolerance=1e-5):
+    """Equal to `tolerance`, relative to the largest entry: what reordering float32 sums of a few dozen terms costs."""
+    limit = tolerance * max(1.0, expected.detach().abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=limit)
+
+
+@given(SMALL, SMALL, SMALL, SMALL, SMALL, st.booleans(), st.booleans())
+def test_modulation_three_ways(vitgan, tokens, pixels, fan_in, fan_out, y_dim, demodulate, shared):
+    torch.manual_seed(tokens)
+    layer = vitgan.ModulatedLinear(fan_in, fan_out, y_dim, demodulate)
+    torch.nn.init.normal_(layer.linear.bias)
+    x = torch.randn(pixels, fan_in) if shared else torch.randn(tokens, pixels, fan_in)
+    y = torch.randn(tokens, y_dim)
+    literal = reference.modulated_linear(layer, x, y)
+    assert literal.shape == (tokens, pixels, fan_out)
+    close(layer(x, y), literal)
+    close(reference.modulated_linear_grouped(layer, x, y), literal)
+
+
+@given(SMALL, st.integers(1, 3), SMALL, SMALL, st.sampled_from([-1, 1]), st.floats(0.1, 3))
+def test_l2_attention(vitgan, batch, heads, tokens, d, sign, size):
+    torch.manual_seed(d)
+    q, v = size * torch.randn(batch, heads, tokens, d), torch.randn(batch, heads, tokens, d)
+    close(vitgan.l2_attention(q, v, sign), reference.l2_attention(q, v, sign), 3e-5)  # |k|^2 - 2 q k cancels
+
+
+@given(SMALL, SMALL)
+def test_isn_is_exact_at_the_start_and_after_enough_iterations(vitgan, fan_in, fan_out):
+    torch.manual_seed(fan_in)
+    layer = vitgan.ISNLinear(fan_in, fan_out)
+    close(layer.eval().effective_weight(), reference.isn_weight(layer))
+    u, s, vt = torch.linalg.svd(torch.randn(fan_out, fan_in), full_matrices=False)
+    gap = torch.linspace(2, 1, len(s)) ** 2  # well-separated singular values: the iteration converges
+    layer.weight.data = u * gap @ vt
+    layer.train()
+    for _ in range(100):
+        layer(torch.randn(2, fan_in))
+    close(layer.eval().effective_weight(), reference.isn_weight(layer))
+
+
+POLICIES = st.lists(st.sampled_from(["color", "translation", "cutout", "scaling"]), unique=True).map(",".join)
+
+
+@given(POLICIES, st.sampled_from([0.0, 0.5, 1.0]), st.integers(1, 4), st.integers(1, 20), st.integers(0, 99))
+def test_diff_augment(vitgan, policy, p, batch, size, seed):
+    x = torch.rand(batch, 3, size, size) * 2 - 1
+    torch.manual_seed(seed)
+    fast, state = vitgan.diff_augment(x, policy, p), torch.get_rng_state()
+    torch.manual_seed(seed)
+    close(fast, reference.diff_augment(x, policy, p))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 4))
+def test_overlapping_patches(vitgan, batch, channels, grid, patch_size, overlap):
+    x = torch.randn(batch, channels, grid * patch_size, grid * patch_size)
+    patches = vitgan.OverlappingPatches(patch_size, overlap)(x)
+    assert torch.equal(patches, reference.overlapping_patches(x, patch_size, overlap))
+
+
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+def test_whole_networks(vitgan, make_config, overrides):
+    config = make_config(blocks=2, **overrides)
+    G, D = vitgan.Generator(config).eval(), vitgan.Discriminator(config).eval()
+    z, x = torch.randn(3, config.latent_dim), torch.randn(3, 3, config.image_size, config.image_size)
+    close(G(z), reference.make_literal(G)(z), 1e-4)
+    close(D(x), reference.make_literal(D)(x), 1e-4)
+
+
+def test_make_literal_changes_every_layer_it_means_and_only_in_the_copy(vitgan, config):
+    for network in (vitgan.Generator(config), vitgan.Discriminator(config)):
+        literal = reference.make_literal(network)
+        changed = [type(m).__name__ for m in literal.modules() if "forward" in vars(m)]
+        assert changed and set(changed) <= set(reference.LITERAL_FORWARD)
+        assert not any("forward" in vars(m) for m in network.modules())
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), literal.parameters()))
+
+
+def test_literal_training_step_trains_both_networks(vitgan, new_run, images):
+    run = new_run(batch_size=2)
+    before = copy.deepcopy([run.G, run.D, run.ema])
+    reference.training_step(run, images, vitgan)
+    for old, new in zip(before, (run.G, run.D, run.ema)):
+        assert all(not torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters()))
+    assert not any("forward" in vars(m) for m in [*run.G.modules(), *run.D.modules()])
+    assert run.images_seen == 2
