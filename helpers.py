@@ -347,11 +347,13 @@ def fidelity(G, latent_dim, images, n):
             return to_uint8(G(z)).to(z.device)
 
     class Pixels(torch.utils.data.Dataset):
+        pixels = images.cpu()  # worker processes cannot read from the GPU
+
         def __len__(self):
-            return len(images)
+            return len(self.pixels)
 
         def __getitem__(self, i):
-            return images[i].cpu()
+            return self.pixels[i]
 
     cuda = next(G.parameters()).is_cuda
     found = torch_fidelity.calculate_metrics(
