@@ -4,6 +4,7 @@ Letters in shapes: n images, B batch, S image side, C = 3 channels. Images are e
 (data) or float [B, 3, S, S] in [-1, 1] (networks); `to_uint8` converts the second into the first.
 """
 
+import html
 import http.client
 import json
 import linecache
@@ -365,7 +366,7 @@ def fidelity(G, latent_dim, images, n):
 
 # ------------------------------------------------------------------------------------------------------------- pictures
 
-plt.rcParams.update({"figure.dpi": 90, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
+plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
                      "axes.spines.right": False, "image.interpolation": "nearest"})
 
 
@@ -461,7 +462,7 @@ def run_notebook(path, out):
             elif message["msg_type"] == "comm_msg":  # the progress bar's text
                 text = content["data"].get("state", {}).get("value")
                 if isinstance(text, str) and "images" in text:
-                    print(f"\r{text} ", end="", flush=True)
+                    print(f"\r{html.unescape(text)} ", end="", flush=True)
             return super().process_message(message, cell, cell_index)
 
     notebook = nbformat.read(path, as_version=4)
