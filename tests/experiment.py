@@ -63,7 +63,7 @@ def main():
     args.out.parent.mkdir(parents=True, exist_ok=True)
     new = not args.out.exists()
     with open(args.out, "a", newline="") as file:
-        writer = csv.DictWriter(file, row)
+        writer = csv.DictWriter(file, row, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(row)
