@@ -102,8 +102,8 @@ class Images(NamedTuple):
 def load_images(size, data_dir="", root="data", limit_seconds=10):
     """The training images as `Images` of side `size` pixels.
 
-    With `data_dir`, every image below that folder ("digits": scikit-learn's); else CIFAR-10's training split, downloaded to `root`; else, when
-    it is out of reach after `limit_seconds`, scikit-learn's handwritten digits, with a warning.
+    With `data_dir`, every image below that folder ("digits": scikit-learn's); else CIFAR-10's training split,
+    downloaded to `root`; else, when that is out of reach after `limit_seconds`, scikit-learn's digits, with a warning.
     """
     if data_dir:
         return load_digits(size) if data_dir == "digits" else load_folder(data_dir, size)
