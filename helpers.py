@@ -8,8 +8,10 @@ import html
 import http.client
 import json
 import linecache
+import logging
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -17,12 +19,14 @@ import types
 import urllib.request
 import warnings
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 # ------------------------------------------------------------------------------------------------ notebook definitions
@@ -84,6 +88,74 @@ def cpu_has_bfloat16():
     except OSError:
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def pick_profile(device):
+    """The profile to run: VITGAN_PROFILE, else 'colab' on a GPU and 'cpu' elsewhere."""
+    return os.environ.get("VITGAN_PROFILE") or ("colab" if device.type == "cuda" else "cpu")
+
+
+@contextmanager
+def calm_compiler():
+    """torch.compile without its remarks on stderr (no CUDA, deprecations within torch); what fails still raises."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.disabled = before
+
+
+# ------------------------------------------------------------------------------------------------------ many processes
+
+
+def join_processes(device):
+    """Join the processes that torchrun or accelerate started, if any; returns the device for this one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def processes():
+    """How many processes train together: 1 unless `join_processes` found more."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main():
+    """Whether this is the first process, which alone writes files and prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def average(tensors):
+    """Replace each tensor by its mean over all processes, in place; one all-reduce. Alone: nothing to do."""
+    if processes() > 1:
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / processes()).split([t.numel() for t in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors)])
+
+
+def separate_randomness(seed):
+    """Seed every process but the first by `seed` and its rank, so that no two draw the same noise."""
+    if not is_main():
+        torch.manual_seed((seed * 1_000_003 + dist.get_rank()) % 2**63)
+
+
+@contextmanager
+def main_first():
+    """Let the first process do the block alone (a download, say), then the others."""
+    if not is_main():
+        dist.barrier()
+    yield
+    if is_main() and processes() > 1:
+        dist.barrier()
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -257,6 +329,16 @@ def previous(path):
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def run_folder(profile, data_name):
+    """Where a run of `profile` on the data set `data_name` is kept, below VITGAN_RUNS or runs/."""
+    return Path(os.environ.get("VITGAN_RUNS", "runs")) / "-".join([profile, *re.findall(r"\w+", data_name.lower())])
+
+
+def first_line(error):
+    """An exception as its type and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}"
+
+
 def save_checkpoint(path, state):
     """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint; the one before is kept."""
     path = Path(path)
@@ -285,8 +367,7 @@ def load_checkpoint(path):
                     raise zipfile.BadZipFile(f"bad checksum in {damaged}")
             return torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, the older one may be whole
-            warnings.warn(f"checkpoint {candidate} cannot be read ({type(error).__name__}: "
-                          f"{str(error).splitlines()[0] if str(error) else 'no details'})", stacklevel=2)
+            warnings.warn(f"checkpoint {candidate} cannot be read ({first_line(error)})", stacklevel=2)
     if candidates:
         raise RuntimeError(f"no readable checkpoint at {path}; delete {Path(path).parent} to start anew.")
     return None
@@ -482,7 +563,26 @@ def announce(cell, index, total):
         print(f"\n[{index + 1}/{total}] {first[:100]}", flush=True)
 
 
-if __name__ == "__main__":  # python helpers.py [executed.ipynb]
+def train_only(notebook):
+    """The training section without the notebook around it, for torchrun and accelerate.
+
+    Profile, data and folder are what the notebook would take, so it goes on with the evaluation afterwards.
+    """
+    device = join_processes(pick_device())
+    vitgan, profile = load_definitions(notebook), pick_profile(device)
+    config = vitgan.Config.profile(profile)
+    with main_first():
+        data = load_images(config.image_size, os.environ.get("VITGAN_DATA_DIR", config.data_dir))
+    run = vitgan.train(vitgan.adapt(config, data), data.pixels.to(device), run_folder(profile, data.name))
+    if is_main():
+        print(f"{run.images_seen:,} images in {run.seconds / 60:.1f} minutes by {processes()} process(es); checkpoint in {run.folder}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["train"]:  # torchrun --nproc-per-node=2 helpers.py train
+    train_only(Path(__file__).resolve().parent / "ViTGAN_CIFAR10.ipynb")
+elif __name__ == "__main__":  # python helpers.py [executed.ipynb]
     here = Path(__file__).resolve().parent
     target = Path(sys.argv[1] if len(sys.argv) > 1 else here / "runs" / "ViTGAN_CIFAR10.ipynb")
     run_notebook(here / "ViTGAN_CIFAR10.ipynb", target)

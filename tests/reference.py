@@ -180,9 +180,11 @@ def training_step(run, images, definitions):
         real, fake = definitions.sample_real(images, c.batch_size, c.flip), draw_fakes().detach()
         T_real, T_fake, plain_real, plain_fake = D(T(real)), D(T(fake)), D(real), D(fake)
         bcr = c.bcr_real * (plain_real - T_real).square() + c.bcr_fake * (plain_fake - T_fake).square()
-        definitions.optimize(run, run.opt_d, (F.softplus(-T_real) + F.softplus(T_fake) + bcr).mean())
-        definitions.optimize(run, run.opt_g, F.softplus(-D(T(draw_fakes()))).mean())
-    run.scaler.update()
+        for optimizer, loss in ((run.opt_d, lambda: F.softplus(-T_real) + F.softplus(T_fake) + bcr),
+                                (run.opt_g, lambda: F.softplus(-D(T(draw_fakes()))))):
+            optimizer.zero_grad()
+            loss().mean().backward()
+            optimizer.step()
     run.step += 1
     run.images_seen += c.batch_size
     decay = definitions.helpers.ema_decay(c.batch_size, run.images_seen, c.ema_half_life)

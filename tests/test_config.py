@@ -7,6 +7,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import helpers
+
 WRONG = [  # field, value, a word of what is allowed
     ("image_size", 0, "1 or more"), ("image_size", -32, "not negative"),
     ("patch_size", 3, "divisor of image_size=8"), ("patch_size", 0, "1 or more"), ("patch_size", 16, "divisor"),
@@ -100,3 +102,15 @@ def test_settings_either_work_or_are_refused(vitgan, make_config, options):
     real = torch.rand(c.batch_size, 3, c.image_size, c.image_size)
     loss, _ = vitgan.discriminator_loss(D, real, fake, c)
     assert fake.shape == real.shape and loss.isfinite()
+
+
+@pytest.mark.parametrize("n, name, mirrorable, changes", [
+    (20_000, "cats", True, {}),
+    (20_000, "road signs", False, {"flip": False}),
+    (9_999, "cats", True, {"logistic_on": "augmented"}),
+    (1_797, "digits (scikit-learn)", False,
+     {"flip": False, "logistic_on": "augmented", "feature_step": 1.5, "lr_g": 0.003, "lr_d": 0.003})])
+def test_settings_follow_the_data_and_nothing_else_changes(vitgan, n, name, mirrorable, changes):
+    config = vitgan.Config.profile("cpu")
+    data = helpers.Images(torch.zeros(n, 1, dtype=torch.uint8), name, mirrorable)
+    assert vitgan.adapt(config, data) == dataclasses.replace(config, **changes)

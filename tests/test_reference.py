@@ -38,6 +38,27 @@ def test_l2_attention(vitgan, batch, heads, tokens, d, sign, size):
     close(vitgan.l2_attention(q, v, sign), reference.l2_attention(q, v, sign), 3e-5)  # |k|^2 - 2 q k cancels
 
 
+class PretendCuda(torch.Tensor):
+    """A CPU tensor that takes the code's GPU branches."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("kind", [torch.Tensor, PretendCuda])
+def test_l2_attention_and_its_gradients_on_cpus_and_as_gpus_compute_it(vitgan, kind, sign):
+    """Both forms equal all pairwise differences to 1e-4 of the largest entry, outputs and gradients."""
+    def outputs(attention, kind):
+        torch.manual_seed(0)
+        q, v, g = torch.randn(3, 2, 3, 17, 32)
+        q, v = (t.as_subclass(kind).requires_grad_() for t in (q, v))
+        y = attention(q, v, sign)
+        return [t.as_subclass(torch.Tensor) for t in (y, *torch.autograd.grad(y, (q, v), g))]
+
+    for actual, expected in zip(outputs(vitgan.l2_attention, kind), outputs(reference.l2_attention, torch.Tensor)):
+        close(actual, expected, 1e-4)
+
+
 @given(SMALL, SMALL)
 def test_isn_is_exact_at_the_start_and_after_enough_iterations(vitgan, fan_in, fan_out):
     torch.manual_seed(fan_in)

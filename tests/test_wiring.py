@@ -73,7 +73,7 @@ def test_generator_step_moves_g_only_to_the_last_bit(vitgan, new_run):
     vitgan.discriminator_step(run, real, fake)  # now no buffer of D is at a fixed point
     before_d, gradients = state(run.D), [p.grad.clone() for p in run.D.parameters()]
     before = {name: p.detach().clone() for name, p in run.G.named_parameters()}
-    vitgan.generator_step(run, fake)
+    vitgan.generator_step(run, [fake])
     assert same(state(run.D), before_d)
     assert all(torch.equal(p.grad, g) for p, g in zip(run.D.parameters(), gradients))
     assert [name for name, p in run.G.named_parameters() if torch.equal(p, before[name])] == []
@@ -86,7 +86,7 @@ def test_generator_step_follows_its_loss_downhill(vitgan, new_run):
     run.D.eval()
     loss = lambda: vitgan.generator_loss(run.D, run.G(z), run.config)[0]  # noqa: E731
     before = loss().item()
-    vitgan.generator_step(run, run.G(z))
+    vitgan.generator_step(run, [run.G(z)])
     run.D.eval()
     assert loss().item() < before
 
