@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -142,14 +143,13 @@ def stance():
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
 def test_compiled_training_follows_eager_training(train, stance):
-    """50 steps in float32: every logged number within 1e-3 of eager; compilation counts as training time."""
+    """50 steps in float32: every logged number within 1e-3 of eager."""
     settings = dict(batch_size=8, total_images=400, log_images=8, snapshot_minutes=60.0, pool="mean")
     eager, compiled = train("eager", **settings), train("compiled", compile=True, **settings)
     assert compiled.G._compiled_call_impl is not None and compiled.step == 50
     for a, b in zip(eager.history, compiled.history, strict=True):
         for name in ("d_loss", "g_loss", "bcr", "logit_real", "logit_fake"):
             assert b[name] == pytest.approx(a[name], abs=1e-3), (name, a["images"])
-    assert compiled.seconds > eager.seconds
 
 
 def test_failed_compilation_warns_once_and_leaves_no_trace(vitgan, train, stance, monkeypatch):
@@ -166,6 +166,13 @@ def test_failed_compilation_warns_once_and_leaves_no_trace(vitgan, train, stance
     assert run.images_seen == eager.images_seen
     assert all(torch.equal(a, b) for a, b in zip(run.G.parameters(), eager.G.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(run.D.buffers(), eager.D.buffers()))
+
+
+def test_compilation_is_announced_and_counts_as_training_time(vitgan, make_config, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(vitgan, "compile_networks", lambda *_: time.sleep(0.2) or True)
+    run = vitgan.train(make_config(compile=True, max_minutes=0.1 / 60), images, tmp_path)
+    assert "compiled in 0 s, counted as training" in capsys.readouterr().out
+    assert run.seconds >= 0.2 and run.images_seen == 8, "the minutes are spent after the first entry of the log"
 
 
 def test_a_finished_run_is_not_compiled_again(vitgan, train, monkeypatch):
