@@ -10,7 +10,6 @@ matrix-product peak of this machine measured before it, and written as JSON with
 
 import argparse
 import dataclasses
-import json
 import logging
 import platform
 import sys
