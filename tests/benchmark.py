@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import reference  # noqa: E402
-from experiment import value  # noqa: E402
+from experiment import fields  # noqa: E402
 
 import helpers  # noqa: E402
 
@@ -201,8 +201,7 @@ def main():
     args = parser.parse_intermixed_args()
     device = helpers.pick_device()
     vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
-    overrides = {name: value(text) for name, text in (pair.split("=", 1) for pair in args.fields)}
-    config = vitgan.Config.profile(args.profile, **overrides)
+    config = vitgan.Config.profile(args.profile, **fields(args.fields))
     dtypes = args.dtypes or ["float32", "bfloat16"] + ["float16"] * (device.type == "cuda")
     found = table(vitgan, config, device, args.batch, dtypes, (False,) if args.eager else (False, True), args.literal)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -45,11 +45,15 @@ def config(make_config):
     return make_config()
 
 
-@pytest.fixture(scope="session")
-def images():
+def tiny_images():
     """32 blurred random pictures, uint8 [32, 3, 8, 8]."""
     noise = torch.rand(32, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     return (torch.nn.functional.interpolate(noise, size=8, mode="bilinear") * 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def images():
+    return tiny_images()
 
 
 @pytest.fixture

@@ -30,6 +30,11 @@ def value(text):
         return text
 
 
+def fields(pairs):
+    """["lr_g=0.003", "pool=class"] as a dict of Python values."""
+    return {name: value(text) for name, text in (pair.split("=", 1) for pair in pairs)}
+
+
 def score(judge, vitgan, run, n=10_000):
     samples = vitgan.sample(run.ema, vitgan.fixed_noise(run.config, n, seed=123))
     with tempfile.TemporaryDirectory() as folder:
@@ -48,10 +53,9 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiments.csv")
     parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE")
     args = parser.parse_args()
-    overrides = {name: value(text) for name, text in (pair.split("=", 1) for pair in args.fields)}
 
     vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
-    config = vitgan.Config.profile(args.profile, total_images=args.images, max_minutes=1e6, **overrides)
+    config = vitgan.Config.profile(args.profile, total_images=args.images, max_minutes=1e6, **fields(args.fields))
     data = helpers.load_images(config.image_size, args.data)
     folder = tempfile.mkdtemp(prefix="vitgan-")
     run = vitgan.train(config, data.pixels.to(helpers.pick_device()), folder)

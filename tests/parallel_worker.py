@@ -6,7 +6,6 @@ Every draw is made for the whole batch from a seed of its own, and each process 
 """
 
 import itertools
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,20 +16,24 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from conftest import NOTEBOOK, TINY  # noqa: E402
-from experiment import value  # noqa: E402
+from conftest import NOTEBOOK, TINY, tiny_images  # noqa: E402
+from experiment import fields  # noqa: E402
 
 import helpers  # noqa: E402
 
 seeds = itertools.count(1)
 
 
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def share(whole):
     """This process's part of a batch."""
-    return whole.chunk(helpers.processes())[dist.get_rank() if dist.is_initialized() else 0]
+    return whole.chunk(helpers.processes())[rank()]
 
 
-def same_draws(vitgan, steps):
+def same_draws(vitgan, batch_size):
     """Replace the draws of a training step, once training has begun, by shares of draws for the whole batch."""
     randn, sample_real, diff_augment, new_run = torch.randn, vitgan.sample_real, vitgan.diff_augment, vitgan.new_run
 
@@ -46,11 +49,11 @@ def same_draws(vitgan, steps):
 
     def whole_augment(x, policy, p):
         torch.manual_seed(next(seeds))
-        groups = x.chunk(len(x) * helpers.processes() // steps["batch"])  # real and fake, or fake alone
+        groups = x.chunk(len(x) * helpers.processes() // batch_size)  # real and fake, or fake alone
         whole = []
         for group in groups:
             everyone = list(torch.zeros_like(group).repeat(helpers.processes(), 1, 1, 1).chunk(helpers.processes()))
-            everyone[dist.get_rank() if dist.is_initialized() else 0] = group
+            everyone[rank()] = group
             whole.append(torch.cat(everyone))
         augmented = diff_augment(torch.cat(whole), policy, p)
         return torch.cat([share(group) for group in augmented.chunk(len(groups))])
@@ -66,17 +69,13 @@ def same_draws(vitgan, steps):
 
 
 def main():
-    folder, fields = Path(sys.argv[1]), dict(pair.split("=", 1) for pair in sys.argv[2:])
+    folder = Path(sys.argv[1])
     vitgan = helpers.load_definitions(NOTEBOOK)
-    config = vitgan.Config.profile("smoke", **{**TINY, **{name: value(text) for name, text in fields.items()}})
-    same_draws(vitgan, {"batch": config.batch_size})
-    noise = torch.rand(32, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    images = (torch.nn.functional.interpolate(noise, size=8, mode="bilinear") * 255).to(torch.uint8)
-    run = vitgan.train(config, images, folder, quiet=True)
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    torch.save({"G": run.G.state_dict(), "D": run.D.state_dict()}, folder / f"rank{rank}.pt")
-    (folder / f"rank{rank}.json").write_text(json.dumps(
-        {"history": run.history, "own_random": torch.initial_seed(), "processes": helpers.processes()}))
+    config = vitgan.Config.profile("smoke", **{**TINY, **fields(sys.argv[2:])})
+    same_draws(vitgan, config.batch_size)
+    run = vitgan.train(config, tiny_images(), folder, quiet=True)
+    torch.save({"G": run.G.state_dict(), "D": run.D.state_dict()}, folder / f"rank{rank()}.pt")
+    helpers.save_json(folder / f"rank{rank()}.json", {"history": run.history, "processes": helpers.processes()})
     if dist.is_initialized():
         dist.destroy_process_group()
 
