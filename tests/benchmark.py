@@ -19,8 +19,10 @@ from pathlib import Path
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
+
+logging.getLogger("torch.utils.cpp_extension").disabled = True  # importing Timer looks for CUDA and says so
+from torch.utils.benchmark import Timer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -28,8 +30,6 @@ import reference  # noqa: E402
 from experiment import fields  # noqa: E402
 
 import helpers  # noqa: E402
-
-logging.getLogger("torch.utils.cpp_extension").disabled = True  # Timer looks for CUDA and says so
 
 # --------------------------------------------------------------------------------------------------------------- timing
 
