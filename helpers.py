@@ -4,6 +4,7 @@ Letters in shapes: n images, B batch, S image side, C = 3 channels. Images are e
 (data) or float [B, 3, S, S] in [-1, 1] (networks); `to_uint8` converts the second into the first.
 """
 
+import hashlib
 import html
 import http.client
 import json
@@ -371,6 +372,43 @@ def load_checkpoint(path):
     if candidates:
         raise RuntimeError(f"no readable checkpoint at {path}; delete {Path(path).parent} to start anew.")
     return None
+
+
+def save_weights(path, tensors, about):
+    """Write a dict of tensors (matrices in half precision) and `about`, a dict of plain values, as safetensors; returns the SHA-256."""
+    from safetensors.torch import save_file
+
+    half = {name: (t.half() if t.ndim > 1 else t).cpu().contiguous() for name, t in tensors.items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(half, path, metadata={"about": json.dumps(about)})
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def download(url, path, seconds=20):
+    """Fetch `url` to `path`, whole or not at all; a warning says why not when it cannot be had."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as answer:
+            content = answer.read()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        warnings.warn(f"{url} could not be downloaded ({first_line(error)})", stacklevel=2)
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content)
+
+
+def load_weights(path, sha256=""):
+    """(tensors in float32, about) as `save_weights` wrote them. ValueError for another SHA-256 or a file that is none of them."""
+    from safetensors import SafetensorError, safe_open
+
+    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if sha256 and found != sha256:
+        raise ValueError(f"{path} has SHA-256 {found}; expected {sha256}. Delete the file and get it again.")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name).float() for name in file.keys()}, json.loads(file.metadata()["about"])
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} holds no weights of this kit ({first_line(error)}); "
+                         "expected a .safetensors file written by save_generator.") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics

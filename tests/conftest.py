@@ -23,6 +23,7 @@ VARIANTS = {  # every option that changes what the networks are made of
     "default": {}, "free positions": dict(positions="free"), "mean pool": dict(pool="mean"),
     "whole image": dict(whole_image=True), "two hidden layers": dict(siren_hidden=2),
     "demodulate": dict(demodulate=True), "positive sign": dict(l2_sign=1), "no overlap": dict(overlap=0)}
+CONV = dict(discriminator="conv")
 
 torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))
 settings.register_profile("kit", deadline=None, derandomize=True, max_examples=25, database=None)

@@ -1,14 +1,18 @@
-"""One training run of the testbed (the `cpu` profile's networks), scored by a judge; appends a row to a CSV.
+"""Training runs of the testbed (the `cpu` profile's networks), scored by a judge; appends a row for each to a CSV.
 
-    python tests/experiment.py --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --out runs/experiments.csv lr_g=0.003 pool=class
+    python tests/experiment.py --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 256000 --seeds 0 1 lr_g=0.003 pool=class
+    python tests/experiment.py --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --seeds 0 1 --ablations all
 
-FIELD=VALUE pairs override the profile. The judge is a folder with judge.py (Fréchet distance in the features of a small
-CIFAR-10 classifier, printed as JSON); the score, cFD, is of 10,000 EMA samples. Without --judge the column stays empty.
+FIELD=VALUE pairs override the profile, --ablations take parts away (tests/ablations.py). The judge is a folder with judge.py (Fréchet
+distance in the features of a small CIFAR-10 classifier, printed as JSON); the score, cFD, is of 10,000 EMA samples at each of the image
+counts. Without --judge it stays empty. Runs are not compiled unless told compile=True. A strip of samples of each run is kept beside the CSV.
 """
 
 import argparse
 import ast
+import copy
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,10 +21,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import helpers  # noqa: E402
+from ablations import ABLATIONS  # noqa: E402
 
 
 def value(text):
@@ -35,8 +41,8 @@ def fields(pairs):
     return {name: value(text) for name, text in (pair.split("=", 1) for pair in pairs)}
 
 
-def score(judge, vitgan, run, n=10_000):
-    samples = vitgan.sample(run.ema, vitgan.fixed_noise(run.config, n, seed=123))
+def score(judge, vitgan, G, config, n=10_000):
+    samples = vitgan.sample(G.eval(), vitgan.fixed_noise(config, n, seed=123))
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/samples.npy", samples.numpy())
         out = subprocess.run([sys.executable, Path(judge) / "judge.py", f"{folder}/samples.npy"],
@@ -44,34 +50,62 @@ def score(judge, vitgan, run, n=10_000):
     return json.loads(out)["cfd"]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="", help="folder of images; default: CIFAR-10, else digits")
-    parser.add_argument("--judge", help="folder that holds judge.py")
-    parser.add_argument("--images", type=int, default=96_000)
-    parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiments.csv")
-    parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE")
-    args = parser.parse_args()
-
-    vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
-    config = vitgan.Config.profile(args.profile, total_images=args.images, max_minutes=1e6, **fields(args.fields))
-    data = helpers.load_images(config.image_size, args.data)
-    folder = tempfile.mkdtemp(prefix="vitgan-")
-    run = vitgan.train(config, data.pixels.to(helpers.pick_device()), folder)
-    last = run.history[-1]
-    row = {"date": time.strftime("%Y-%m-%d"), "profile": args.profile, "data": data.name, "seed": config.seed,
-           "fields": " ".join(args.fields), "images": run.images_seen, "minutes": round(run.seconds / 60, 2),
-           "logit_gap": round(last["logit_real"] - last["logit_fake"], 3), "swd": round(last["swd"], 2),
-           "cfd": score(args.judge, vitgan, run) if args.judge else "", "samples": folder}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.out.exists()
-    with open(args.out, "a", newline="") as file:
+def append(path, row):
+    """Add `row` to a CSV, with a header when the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, row, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(row)
-    print(json.dumps(row, indent=2))
+    print(json.dumps(row), flush=True)
+
+
+def experiment(args, ablation, seed):
+    """Train with one part taken away, and append a row for each image count."""
+    vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
+    _, settings, patch = ABLATIONS[ablation]
+    patch(vitgan)
+    config = vitgan.Config.profile(args.profile, **{"compile": False, "max_minutes": 1e6, "seed": seed, **settings, **fields(args.fields)})
+    data = helpers.load_images(config.image_size, args.data)
+    config = vitgan.adapt(config, data)
+    images, folder = data.pixels.to(helpers.pick_device()), tempfile.mkdtemp(prefix="vitgan-")
+    row = {"date": time.strftime("%Y-%m-%d"), "profile": args.profile, "data": data.name, "ablation": ablation,
+           "fields": " ".join(args.fields), "seed": seed, "threads": torch.get_num_threads()}
+    for count in sorted(args.images):
+        try:
+            run = vitgan.train(dataclasses.replace(config, total_images=count), images, folder)
+        except FloatingPointError as error:
+            append(args.out, row | dict.fromkeys(RESULTS, "") | {"images": count, "note": str(error)})
+            return
+        last, samples = run.history[-1], vitgan.sample(run.ema, vitgan.fixed_noise(config, 64))
+        append(args.out, row | dict(zip(RESULTS, (
+            run.images_seen, round(run.seconds / 60, 2), round(run.images_seen / run.seconds),
+            round(last["logit_real"] - last["logit_fake"], 3), round(last["swd"], 2), round(helpers.spread(samples), 3),
+            score(args.judge, vitgan, run.ema, config) if args.judge else "",
+            score(args.judge, vitgan, copy.deepcopy(run.G), config) if args.judge else "", ""))))
+    name = "-".join([ablation, *args.fields, str(seed)])
+    helpers.save_png(args.out.parent / "samples" / f"{name}.png", samples, 16)
+
+
+RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, not its EMA
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="", help="folder of images; default: CIFAR-10, else digits")
+    parser.add_argument("--judge", help="folder that holds judge.py")
+    parser.add_argument("--images", type=int, nargs="+", default=[96_000], help="score after so many images")
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--ablations", nargs="+", default=["full"], choices=[*ABLATIONS, "all"], metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiments" / "evidence.csv")
+    parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE")
+    args = parser.parse_intermixed_args()
+    for ablation in ABLATIONS if "all" in args.ablations else args.ablations:
+        for seed in args.seeds:
+            experiment(args, ablation, seed)
 
 
 if __name__ == "__main__":

@@ -139,8 +139,8 @@ def test_every_field_that_the_networks_read_counts_as_architecture(vitgan, confi
             read.update({"image_size", "patch_size"} if name in ("grid", "tokens") else {name})
             return getattr(config, name)
 
-    vitgan.Generator(Spy()), vitgan.Discriminator(Spy())
-    assert read == {field.name for field in dataclasses.fields(vitgan.Architecture)}
+    vitgan.Generator(Spy()), vitgan.Discriminator(Spy()), vitgan.ConvDiscriminator(Spy())
+    assert read | {"discriminator"} == {field.name for field in dataclasses.fields(vitgan.Architecture)}
 
 
 # -------------------------------------------------------------------------------------------------------------- damage

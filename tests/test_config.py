@@ -107,9 +107,10 @@ def test_settings_either_work_or_are_refused(vitgan, make_config, options):
 @pytest.mark.parametrize("n, name, mirrorable, changes", [
     (20_000, "cats", True, {}),
     (20_000, "road signs", False, {"flip": False}),
-    (9_999, "cats", True, {"logistic_on": "augmented"}),
+    (9_999, "cats", True, {"logistic_on": "augmented", "augment": "translation,cutout"}),
     (1_797, "digits (scikit-learn)", False,
-     {"flip": False, "logistic_on": "augmented", "feature_step": 1.5, "lr_g": 0.003, "lr_d": 0.003})])
+     {"flip": False, "logistic_on": "augmented", "augment": "translation,cutout", "feature_step": 1.5, "lr_g": 0.003,
+      "lr_d": 0.003})])
 def test_settings_follow_the_data_and_nothing_else_changes(vitgan, n, name, mirrorable, changes):
     config = vitgan.Config.profile("cpu")
     data = helpers.Images(torch.zeros(n, 1, dtype=torch.uint8), name, mirrorable)

@@ -131,6 +131,18 @@ def test_too_little_memory_ends_in_one_sentence_and_keeps_the_checkpoint(vitgan,
     assert train(total_images=48, accumulate=2).images_seen == 48
 
 
+def test_too_little_memory_while_compiling_is_told_as_such(vitgan, train, monkeypatch, tmp_path, stance):
+    train(total_images=8)
+
+    def full(run, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(vitgan, "training_step", full)
+    with pytest.raises(torch.OutOfMemoryError, match="set accumulate=2"):
+        train(total_images=48, compile=True)
+    assert helpers.load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 2
+
+
 # ------------------------------------------------------------------------------------------------------------- compile
 
 

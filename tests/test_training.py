@@ -237,10 +237,48 @@ def test_wrong_images_are_refused(vitgan, config, tmp_path, shape, dtype):
 
 def test_losses_that_blow_up_stop_the_run_before_the_checkpoint_is_lost(train, tmp_path):
     train(total_images=8)
-    with pytest.raises(FloatingPointError, match="not finite .* step 4 .*lr_g and lr_d"):
+    with pytest.raises(FloatingPointError, match="_loss is not finite at step 3.*last good checkpoint from 8 images is whole in "
+                                                 ".*half of lr_g and lr_d, precision='float32', a larger batch_size"):
         train(lr_g=1e30, lr_d=1e30)
     state = helpers.load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["step"] == 2 and all(p.isfinite().all() for p in state["G"].values())
+    assert train(total_images=16).images_seen == 16, "with other settings it goes on from there"
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("key, step", [("d_loss", 5), ("g_loss", 6), ("bcr", 5)])
+def test_the_step_and_the_loss_that_broke_are_named(vitgan, train, monkeypatch, broken, key, step):
+    honest = vitgan.training_step
+
+    def poisoned(run, images):
+        logged = honest(run, images)
+        return logged | {key: torch.tensor(broken)} if run.step >= step else logged
+
+    monkeypatch.setattr(vitgan, "training_step", poisoned)
+    with pytest.raises(FloatingPointError, match=f"^{key} is not finite at step {step}, so training stopped; the last good"):
+        train(total_images=24)
+
+
+@pytest.mark.parametrize("network", ["G", "D"])
+def test_weights_broken_by_the_last_step_are_not_saved(vitgan, train, tmp_path, monkeypatch, network):
+    """The losses of a step are from before its update, so they cannot tell."""
+    honest = vitgan.training_step
+
+    def poisoned(run, images):
+        logged = honest(run, images)
+        if run.step == 4:
+            next(getattr(run, network).parameters()).data.view(-1)[0] = math.nan
+        return logged
+
+    monkeypatch.setattr(vitgan, "training_step", poisoned)
+    with pytest.raises(FloatingPointError, match="^a weight is not finite at step 4, "):
+        train(total_images=24)
+    assert helpers.load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 2
+
+
+def test_losses_that_blow_up_before_any_checkpoint_say_so(train):
+    with pytest.raises(FloatingPointError, match="no checkpoint had been written yet"):
+        train(lr_g=1e30, lr_d=1e30, log_images=24)
 
 
 @pytest.mark.parametrize("flip", [True, False])

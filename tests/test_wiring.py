@@ -6,7 +6,7 @@ from collections import Counter
 import helpers
 import pytest
 import torch
-from conftest import VARIANTS
+from conftest import CONV, VARIANTS
 
 
 def state(module):
@@ -32,7 +32,7 @@ def batch(run):
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("overrides", [*VARIANTS.values(), CONV], ids=[*VARIANTS, "conv"])
 def test_each_loss_reaches_every_parameter_of_its_network_and_none_of_the_other(vitgan, new_run, overrides):
     run = new_run(blocks=2, **overrides)
     real, fake = batch(run)
