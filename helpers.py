@@ -393,15 +393,16 @@ def download(url, path, seconds=20):
         warnings.warn(f"{url} could not be downloaded ({first_line(error)})", stacklevel=2)
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(content)
+    temporary = Path(f"{path}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def load_weights(path, sha256=""):
     """(tensors in float32, about) as `save_weights` wrote them. ValueError for another SHA-256 or a file that is none of them."""
     from safetensors import SafetensorError, safe_open
 
-    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if sha256 and found != sha256:
+    if sha256 and (found := hashlib.sha256(Path(path).read_bytes()).hexdigest()) != sha256:
         raise ValueError(f"{path} has SHA-256 {found}; expected {sha256}. Delete the file and get it again.")
     try:
         with safe_open(path, "pt") as file:
