@@ -544,6 +544,16 @@ def photo_crops(n, size):
     return torch.cat([resize_all(photos[i][None, y : y + 160, x : x + 160], size) for i, y, x in corners])
 
 
+def show(text):
+    """Show the current figure with `text` as its caption and its alternative text, for those who cannot see it."""
+    from IPython.display import display
+
+    figure = plt.gcf()
+    display(figure, metadata={"image/png": {"alt": text}})
+    plt.close(figure)
+    caption(text)
+
+
 def caption(text):
     """Show a line of Markdown below a figure."""
     from IPython.display import Markdown, display

@@ -25,7 +25,7 @@ def no_spectral_norm(vitgan):
 
 
 def untied(vitgan, weights):
-    """Attention in D with a key layer of its own; `weights` [B, H, N, d] x 2 -> [B, H, N, N] before the softmax."""
+    """Attention in D with a key layer of its own; `weights` [B, H, N, d] x 2, exponent -> [B, H, N, N] before the softmax."""
     class UntiedAttention(vitgan.L2SelfAttention):
         def __init__(self, width, heads, *rest):
             super().__init__(width, heads, *rest)
@@ -34,26 +34,26 @@ def untied(vitgan, weights):
         def forward(self, h):
             q, k, v = (vitgan.rearrange(layer(h), "b n (h d) -> b h n d", h=self.heads)
                        for layer in (self.qk, self.key, self.value))
-            y = torch.softmax(weights(q, k) / math.sqrt(q.shape[-1]), -1) @ v
+            y = torch.softmax(weights(q, k, self.exponent), -1) @ v
             return self.out(vitgan.rearrange(y, "b h n d -> b n (h d)"))
 
     vitgan.L2SelfAttention = UntiedAttention
 
 
-def dot(q, k):
-    return q @ k.mT
+def dot(q, k, _):
+    return q @ k.mT / math.sqrt(q.shape[-1])
 
 
 def squared_distance(q, k):
     return q.square().sum(-1)[..., None] + k.square().sum(-1)[..., None, :] - 2 * q @ k.mT
 
 
-def minus_squared(q, k):
-    return -squared_distance(q, k)
+def minus_squared(q, k, exponent):
+    return -squared_distance(q, k) / q.shape[-1] ** exponent
 
 
-def plus_distance(q, k):
-    return (squared_distance(q, k).float().clamp_min(0) + 1e-6).sqrt()
+def plus_distance(q, k, _):
+    return ((squared_distance(q, k).float().clamp_min(0) + 1e-6) / q.shape[-1]).sqrt()
 
 
 def one_sln(vitgan):
@@ -128,6 +128,7 @@ ABLATIONS = {
     "plain-sn": ("plain spectral norm instead of ISN", {}, plain_spectral_norm),
     "no-sn": ("no spectral norm", {}, no_spectral_norm),
     "dot": ("dot-product attention in D", {}, partial(untied, weights=dot)),
+    "sqrt-d": ("distances over √d (the paper's) instead of d", dict(l2_exponent=0.5), nothing),
     "untied": ("untied Q and K", {}, partial(untied, weights=minus_squared)),
     "plus-distance": ("the post's: + distance, not squared, untied", {}, partial(untied, weights=plus_distance)),
     "no-overlap": ("no overlap of D's patches", dict(overlap=0), nothing),

@@ -41,6 +41,36 @@ def fields(pairs):
     return {name: value(text) for name, text in (pair.split("=", 1) for pair in pairs)}
 
 
+def settings_of(config):
+    """What of `config` shapes a result and differs from the paper's settings, as FIELD=VALUE pairs."""
+    other = ("data_dir", "total_images", "max_minutes", "snapshot_minutes", "log_images", "compile", "seed", "flip")
+    paper = type(config)()
+    return " ".join(f"{name}={value}" for name, value in vars(config).items() if name not in other and value != getattr(paper, name))
+
+
+def evidence(path=ROOT / "tests" / "evidence.csv"):
+    """The rows of a CSV of experiments, as dicts of text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def difference(row, config):
+    """What a row changes against the settings `config`, in words; "" when nothing."""
+    theirs, ours = (dict(pair.split("=") for pair in text.split()) for text in (row["settings"], settings_of(config)))
+    paper = type(config)()
+    changed = [f"{name}={theirs.get(name, getattr(paper, name))}" for name in theirs | ours if theirs.get(name) != ours.get(name)]
+    return ", ".join([*changed, *([row["note"]] if row["note"] else [])])
+
+
+def scores(rows, images, label):
+    """{label(row): its cFDs, one a seed} of the rows scored after so many images, best mean first."""
+    found = {}
+    for row in rows:
+        if int(row["images"]) == images and row["cfd"]:
+            found.setdefault(label(row), []).append(float(row["cfd"]))
+    return dict(sorted(found.items(), key=lambda item: sum(item[1]) / len(item[1])))
+
+
 def score(judge, vitgan, G, config, n=10_000):
     samples = vitgan.sample(G.eval(), vitgan.fixed_noise(config, n, seed=123))
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +102,7 @@ def experiment(args, ablation, seed):
     config = vitgan.adapt(config, data)
     images, folder = data.pixels.to(helpers.pick_device()), tempfile.mkdtemp(prefix="vitgan-")
     row = {"date": time.strftime("%Y-%m-%d"), "profile": args.profile, "data": data.name, "ablation": ablation,
-           "fields": " ".join(args.fields), "seed": seed, "threads": torch.get_num_threads()}
+           "fields": " ".join(args.fields), "settings": settings_of(config), "seed": seed, "threads": torch.get_num_threads()}
     for count in sorted(args.images):
         try:
             run = vitgan.train(dataclasses.replace(config, total_images=count), images, folder)
@@ -86,7 +116,7 @@ def experiment(args, ablation, seed):
             score(args.judge, vitgan, run.ema, config) if args.judge else "",
             score(args.judge, vitgan, copy.deepcopy(run.G), config) if args.judge else "", ""))))
     name = "-".join([ablation, *args.fields, str(seed)])
-    helpers.save_png(args.out.parent / "samples" / f"{name}.png", samples, 16)
+    helpers.save_png(args.out.parent / "samples" / f"{name}.png", samples[:16], 16)
 
 
 RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, not its EMA
