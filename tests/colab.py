@@ -45,12 +45,12 @@ FILES = '''"""google.colab.files: nobody is there to upload anything."""
 def upload():
     raise TypeError("nothing was chosen")
 '''
-RUN = """import json, pathlib, sys, nbformat, nbclient
+RUN = """import sys, nbformat, nbclient
 notebook = nbformat.read("ViTGAN_CIFAR10.ipynb", 4)
 try:
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
 except nbclient.exceptions.CellExecutionError as error:
-    sys.exit(str(error))
+    sys.exit(f"{error.ename}: {error.evalue}")
 finally:
     nbformat.write(notebook, sys.argv[1])
 """
@@ -75,7 +75,7 @@ def serve(answers):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
@@ -101,11 +101,12 @@ def prepared(python, venv):
     inside = venv / "bin" / "python"
     if not inside.exists():
         subprocess.run([python, "-m", "venv", venv], check=True)
-    check = "import importlib.metadata as m, sys; [m.version(n) == v or not v or sys.exit(1) for n, _, v in (p.partition('==') for p in sys.argv[1:])]"
+    check = ("import importlib.metadata as m, sys\n"
+             "for name, _, version in (p.partition('==') for p in sys.argv[1:]): assert version in ('', m.version(name))")
     if subprocess.run([inside, "-c", check, *VERSIONS], stderr=subprocess.DEVNULL).returncode:
         print("installing", *VERSIONS, flush=True)
         subprocess.run([inside, "-m", "pip", "install", "-q", *VERSIONS], check=True)
-    subprocess.run([inside, "-m", "pip", "uninstall", "-q", "-y", "torch-fidelity"], check=True)  # Colab has none
+    subprocess.run([inside, "-m", "pip", "uninstall", "-q", "-q", "-y", "torch-fidelity"], check=True)  # Colab has none
     return inside
 
 
@@ -135,7 +136,7 @@ def execute(python, content, environment, edits=()):
                           env=clean | {"VITGAN_PROFILE": "smoke", "no_proxy": "127.0.0.1"} | environment)
     printed = [output.get("text", "") for cell in json.loads(executed.read_text())["cells"] if cell["cell_type"] == "code"
                for output in cell["outputs"] if output["output_type"] == "stream"]
-    return done.stderr.strip()[-2000:] if done.returncode else "", "".join("".join(text) for text in printed)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else "", "".join("".join(text) for text in printed)
 
 
 # ------------------------------------------------------------------------------------------------------------ scenarios
