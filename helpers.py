@@ -13,9 +13,11 @@ import logging
 import math
 import os
 import re
+import shutil
 import socket
 import sys
 import threading
+import time
 import types
 import urllib.request
 import warnings
@@ -330,9 +332,10 @@ def previous(path):
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def run_folder(profile, data_name):
-    """Where a run of `profile` on the data set `data_name` is kept, below VITGAN_RUNS or runs/."""
-    return Path(os.environ.get("VITGAN_RUNS", "runs")) / "-".join([profile, *re.findall(r"\w+", data_name.lower())])
+def run_folder(profile, data_name, seed=0):
+    """Where a run of `profile` on the data set `data_name` is kept, below VITGAN_RUNS or runs/; each seed has its own."""
+    words = [profile, *re.findall(r"\w+", data_name.lower()), *([f"seed{seed}"] if seed else [])]
+    return Path(os.environ.get("VITGAN_RUNS", "runs")) / "-".join(words)
 
 
 def first_line(error):
@@ -410,6 +413,75 @@ def load_weights(path, sha256=""):
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no weights of this kit ({first_line(error)}); "
                          "expected a .safetensors file written by save_generator.") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------- Drive
+
+MIRRORED = ("checkpoint.pt", "samples/*.png", "generator.safetensors", "metrics.json")
+out_of_reach = set()  # folders whose loss has been told
+
+
+def drive_folder(run_dir, mount_point="drive"):
+    """This run's folder on Google Drive, mounted; its files are fetched when they have seen more images than run_dir's.
+
+    None, with a warning, when there is no Drive to be had: training needs none.
+    """
+    folder = Path(mount_point).resolve() / "MyDrive" / "ViTGAN" / Path(run_dir).name
+    try:
+        from google.colab import drive
+
+        drive.mount(str(folder.parents[2]))
+        folder.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        if images_seen(folder) > images_seen(run_dir):
+            Path(run_dir).mkdir(parents=True, exist_ok=True)
+            copy_run(folder, run_dir)
+    except Exception as error:  # noqa: BLE001 - Colab raises what it likes
+        warnings.warn(f"Google Drive cannot be used ({first_line(error)}); going on without it.", stacklevel=2)
+        return None
+    return folder
+
+
+def images_seen(folder):
+    """How far the checkpoint in `folder` is, 0 without one."""
+    state = load_checkpoint(Path(folder) / "checkpoint.pt")
+    return state["images_seen"] if state else 0
+
+
+def mirror(folder, to):
+    """`copy_run` that never raises: False, with one warning until it works again, while `to` is out of reach."""
+    try:
+        copy_run(folder, to)
+        out_of_reach.discard(to)
+    except OSError as error:
+        if to not in out_of_reach:
+            warnings.warn(f"{to} is out of reach ({first_line(error)}); going on, with everything in {folder}.", stacklevel=2)
+        out_of_reach.add(to)
+    return to not in out_of_reach
+
+
+def copy_run(folder, to, attempts=3, wait=1.0):
+    """Copy what is new of a run in `folder` into `to`, each file whole or not at all; OSError when all attempts fail."""
+    for attempt in range(attempts):
+        try:
+            for pattern in MIRRORED:
+                for path in sorted(Path(folder).glob(pattern)):
+                    copy_new(path, Path(to) / path.relative_to(folder))
+            return
+        except OSError:
+            if attempt == attempts - 1:
+                raise
+            time.sleep(wait)
+
+
+def copy_new(path, target):
+    """Copy the file `path` over `target` unless that is as large and not older."""
+    if target.exists() and target.stat().st_size == path.stat().st_size and target.stat().st_mtime >= path.stat().st_mtime:
+        return
+    target.parent.mkdir(exist_ok=True)  # parents=True would make a lost mount's folders on the local disk
+    temporary = target.with_suffix(".tmp")
+    shutil.copyfile(path, temporary)
+    os.replace(temporary, target)
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics
