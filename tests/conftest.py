@@ -22,7 +22,7 @@ TINY = dict(image_size=8, width=16, blocks=1, heads=2, latent_dim=8, mapping_lay
 VARIANTS = {  # every option that changes what the networks are made of
     "default": {}, "free positions": dict(positions="free"), "mean pool": dict(pool="mean"),
     "whole image": dict(whole_image=True), "two hidden layers": dict(siren_hidden=2),
-    "demodulate": dict(demodulate=True), "positive sign": dict(l2_sign=1), "no overlap": dict(overlap=0)}
+    "demodulate": dict(demodulate=True), "positive sign": dict(l2_sign=1), "other exponent": dict(l2_exponent=0.5), "no overlap": dict(overlap=0)}
 CONV = dict(discriminator="conv")
 
 torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))

@@ -44,11 +44,11 @@ def modulated_linear_grouped(layer, x, y):
 # ------------------------------------------------------------------------------------------------------- discriminator
 
 
-def l2_attention(q, v, sign=-1):
-    """softmax_j(sign |q_i - q_j|^2 / sqrt(d)) v_j from all pairwise differences. Source: Kim et al. 2021."""
+def l2_attention(q, v, sign=-1, exponent=0.5):
+    """softmax_j(sign |q_i - q_j|^2 / d^exponent) v_j from all pairwise differences. Source: Kim et al. 2021."""
     differences = q[..., :, None, :] - q[..., None, :, :]  # [B, H, N, N, d]
     distances = differences.square().sum(-1)
-    return torch.softmax(sign * distances / math.sqrt(q.shape[-1]), dim=-1) @ v
+    return torch.softmax(sign * distances / q.shape[-1] ** exponent, dim=-1) @ v
 
 
 def isn_weight(layer):
@@ -134,7 +134,7 @@ def cut_out(image, row, column):
 def l2_self_attention(layer, h):
     """The forward pass of L2SelfAttention with the brute-force distances."""
     q, v = (f(h).unflatten(2, (layer.heads, -1)).transpose(1, 2) for f in (layer.qk, layer.value))
-    return layer.out(l2_attention(q, v, layer.sign).transpose(1, 2).flatten(2))
+    return layer.out(l2_attention(q, v, layer.sign, layer.exponent).transpose(1, 2).flatten(2))
 
 
 LITERAL_FORWARD = {"ModulatedLinear": modulated_linear_grouped, "L2SelfAttention": l2_self_attention}

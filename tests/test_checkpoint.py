@@ -120,7 +120,7 @@ def test_a_run_may_go_on_with_other_training_settings(train):
 
 
 @pytest.mark.parametrize("changes", [dict(width=32), dict(blocks=2, heads=1), dict(pool="mean"), dict(positions="free"),
-                                     dict(overlap=0), dict(l2_sign=1), dict(demodulate=True), dict(siren_hidden=2)])
+                                     dict(overlap=0), dict(l2_sign=1), dict(l2_exponent=0.5), dict(demodulate=True), dict(siren_hidden=2)])
 def test_other_architecture_is_refused_by_name(vitgan, make_config, train, changes):
     train(total_images=4)
     old, new = make_config(), make_config(**changes)

@@ -1,0 +1,24 @@
+"""README's animated latent walk, drawn by the shipped weights: `python tests/walk.py` writes assets/walk.gif."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import helpers  # noqa: E402
+
+vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
+G, config, _ = vitgan.load_generator(ROOT / "assets" / "vitgan-16.safetensors")
+torch.manual_seed(7)
+stops, rows, columns, between = 5, 4, 14, 12
+with torch.no_grad():
+    w = G.mapping(torch.randn(stops * rows * columns, config.latent_dim)).unflatten(0, (stops, -1))
+    eased = (1 - torch.linspace(0, torch.pi, between + 1)[:-1].cos()) / 2
+    frames = [torch.lerp(a, b, t) for a, b in zip(w, w.roll(-1, 0)) for t in eased.tolist()]
+    pictures = [helpers.picture(helpers.to_uint8(G.synthesize(frame)), columns) for frame in frames]
+palette = pictures[0].quantize(128)
+first, *rest = [picture.quantize(palette=palette, dither=0) for picture in pictures]
+first.save(ROOT / "assets" / "walk.gif", save_all=True, append_images=rest, duration=90, loop=0, optimize=True)
+print(f"{len(frames)} frames, {(ROOT / 'assets' / 'walk.gif').stat().st_size / 2**20:.2f} MiB")
