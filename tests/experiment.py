@@ -114,12 +114,12 @@ def experiment(args, ablation, seed):
             run.images_seen, round(run.seconds / 60, 2), round(run.images_seen / run.seconds),
             round(last["logit_real"] - last["logit_fake"], 3), round(last["swd"], 2), round(helpers.spread(samples), 3),
             score(args.judge, vitgan, run.ema, config) if args.judge else "",
-            score(args.judge, vitgan, copy.deepcopy(run.G), config) if args.judge else "", ""))))
+            score(args.judge, vitgan, copy.deepcopy(run.G), config) if args.judge and ablation == "full" else "", ""))))
     name = "-".join([ablation, *args.fields, str(seed)])
     helpers.save_png(args.out.parent / "samples" / f"{name}.png", samples[:16], 16)
 
 
-RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, not its EMA
+RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, not its EMA; for the full model only
 
 
 def main():
