@@ -616,6 +616,42 @@ def photo_crops(n, size):
     return torch.cat([resize_all(photos[i][None, y : y + 160, x : x + 160], size) for i, y, x in corners])
 
 
+def draw_networks():
+    """Draw generator and discriminator as two rows of boxes, from latent and image to image and logit."""
+    from matplotlib.patches import FancyBboxPatch
+
+    green, blue, grey, pink = "#d9ead3", "#d6e4f5", "#eeeeee", "#f8dcdc"
+    g_boxes = [("latent $z$\n[B, 128]", grey), ("mapping\nnetwork", green), ("$w$", grey),
+               ("L × block\nSLN · attention\nSLN · MLP", green), ("SLN:\n$y$ [B, N, D]", green),
+               ("patch SIREN\n$f(E, y)$", green), ("patches\n→ image", grey), ("fake\n[B, 3, S, S]", pink)]
+    d_boxes = [("real or\nfake", pink), ("DiffAugment", blue), ("overlapping\npatches", blue),
+               ("ISN linear\n+ positions", blue), ("L × block\nLN · L2 attention\nLN · MLP (ISN)", blue),
+               ("LN, class token\nor mean", blue), ("ISN linear", blue), ("logit\n[B]", grey)]
+    arrow = dict(arrowstyle="->", color="#333333")
+    w_arrow = dict(arrowstyle="->", linestyle="--", color="#38761d", connectionstyle="arc3,rad=-0.45")
+
+    fig, ax = plt.subplots(figsize=(13, 4.5), gridspec_kw=dict(left=0, right=1, bottom=0, top=1))
+    for y, boxes in [(2.6, g_boxes), (0.4, d_boxes)]:
+        for i, (text, colour) in enumerate(boxes):
+            left, middle = 1.62 * i, y + 0.475
+            ax.add_patch(FancyBboxPatch((left, y), 1.3, 0.95, boxstyle="round,pad=0.06",
+                                        facecolor=colour, edgecolor="#555555"))
+            ax.text(left + 0.65, middle, text, ha="center", va="center", fontsize=9.5)
+            if i and (i != 3 or boxes is d_boxes):  # w is no token
+                ax.annotate("", (left - 0.06, middle), (left - 0.26, middle), arrowprops=arrow)
+    for i, text in [(3, "positions [N, D]"), (5, "Fourier features E [P², D]")]:
+        centre = 1.62 * i + 0.65
+        ax.text(centre, 2.12, text, ha="center", va="center", fontsize=9.5)
+        ax.annotate("", (centre, 2.54), (centre, 2.22), arrowprops=arrow)
+    for i in (3, 4):  # w enters every SLN from above
+        ax.annotate("", (1.62 * i + 0.65, 3.6), (1.62 * 2 + 0.65, 3.6), arrowprops=w_arrow)
+    ax.text(1.62 * 4 + 0.8, 3.95, "$w$ modulates every SLN", fontsize=9.5, color="#38761d")
+    ax.text(-0.05, 4.0, "Generator", fontsize=12, weight="bold")
+    ax.text(-0.05, 1.75, "Discriminator", fontsize=12, weight="bold")
+    ax.set(xlim=(-0.2, 12.84), ylim=(0.2, 4.6))
+    ax.axis("off")
+
+
 def show(text):
     """Show the current figure with `text` as its caption and its alternative text, for those who cannot see it."""
     from IPython.display import display
@@ -707,4 +743,4 @@ elif __name__ == "__main__":  # python helpers.py [executed.ipynb]
     here = Path(__file__).resolve().parent
     target = Path(sys.argv[1] if len(sys.argv) > 1 else here / "runs" / "ViTGAN_CIFAR10.ipynb")
     run_notebook(here / "ViTGAN_CIFAR10.ipynb", target)
-    print(f"\nexecuted notebook: {target}; pictures, weights and metrics.json: in {here / 'runs'}")
+    print(f"\nexecuted notebook: {target}; pictures, weights and metrics.json: in {os.environ.get('VITGAN_RUNS', here / 'runs')}")
