@@ -1,10 +1,12 @@
-"""What a reader meets: links that lead somewhere, equations that render, pictures with alternative text, exercises with solutions."""
+"""What a reader meets: links, equations, pictures, exercises, and numbers that are those which were measured."""
 
+import hashlib
 import json
 import re
 
 import pytest
 from conftest import NOTEBOOK, ROOT
+from experiment import evidence
 
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
 TEXTS = ["".join(c["source"]) for c in CELLS if c["cell_type"] == "markdown"]
@@ -100,3 +102,39 @@ def test_exercises_tell_right_from_wrong_and_unsolved(vitgan, capsys, i, text):
 
 def test_five_exercises():
     assert len(EXERCISES) == 5
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def printed():
+    """All that the notebook's cells printed or captioned."""
+    outputs = [o for c in CELLS if c["cell_type"] == "code" for o in c["outputs"]]
+    return "\n".join("".join(o.get("text", o.get("data", {}).get("text/markdown", ""))) for o in outputs)
+
+
+def test_minutes_and_distance_in_the_text_are_those_of_the_committed_run():
+    images, minutes = re.search(r"cpu profile on [^:]+: ([\d,]+) images in ([\d.]+) minutes", printed()).groups()
+    swd = float(re.search(r"^swd +([\d.]+)$", printed(), re.MULTILINE)[1])
+    assert f"{minutes} minutes" in TEXTS[0] and f"after {minutes} minutes" in README and images in README
+    assert f"Wasserstein distance {swd:.1f} " in README
+
+
+def test_every_score_in_the_text_is_in_the_evidence():
+    rows = [row for row in evidence() if row["cfd"]]
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["ablation"], row["settings"], row["note"], row["images"]), []).append(float(row["cfd"]))
+    known = {round(float(row[name])) for row in rows for name in ("cfd", "cfd_raw") if row[name]}
+    known |= {round(sum(group) / len(group)) for group in groups.values()}
+    stated = [int(n.replace(",", "")) for text in [*TEXTS, README] for n in re.findall(r"cFD \**([\d,]+)", text)]
+    assert len(stated) > 3 and [n for n in stated if n not in known] == []
+
+
+def test_the_card_tells_what_the_weights_say(vitgan):
+    path = ROOT / "assets" / "vitgan-16.safetensors"
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    _, config, card = vitgan.load_generator(path)
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert text.count(sha) == 2 and sha in "".join("".join(c["source"]) for c in CELLS)
+    assert f"{card['images seen']:,} images" in text and f"| cFD | {round(card['cFD'])} " in text and f"batch {config.batch_size}," in text
