@@ -3,6 +3,8 @@
 import os
 import socket
 import sys
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -25,9 +27,56 @@ VARIANTS = {  # every option that changes what the networks are made of
     "demodulate": dict(demodulate=True), "positive sign": dict(l2_sign=1), "no overlap": dict(overlap=0)}
 CONV = dict(discriminator="conv")
 
+FAULTS = Counter()
+
 torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))
 settings.register_profile("kit", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("kit")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="inject every fault, not a sample (about 15 minutes)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: skipped unless --slow is given")
+    config.addinivalue_line("markers", "fault: the test injects one fault; it is survived when the test passes")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: give --slow"))
+
+
+@contextmanager
+def count_fault():
+    FAULTS["injected"] += 1
+    yield
+    FAULTS["survived"] += 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with count_fault() if item.get_closest_marker("fault") else nullcontext():
+        return (yield)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FAULTS:
+        terminalreporter.write_line(f"faults: {FAULTS['injected']:,} injected, {FAULTS['survived']:,} survived")
+
+
+@pytest.fixture(scope="session")
+def fault():
+    """For a block that injects a fault; survived when it ends without an exception."""
+    return count_fault
+
+
+@pytest.fixture(scope="session")
+def slow(request):
+    """Whether --slow was given."""
+    return request.config.getoption("--slow")
 
 
 @pytest.fixture(scope="session")
