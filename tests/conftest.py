@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import threading
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -52,7 +53,11 @@ def pytest_collection_modifyitems(config, items):
 @contextmanager
 def count_fault():
     FAULTS["injected"] += 1
-    yield
+    try:
+        yield
+    except pytest.skip.Exception:
+        FAULTS["injected"] -= 1
+        raise
     FAULTS["survived"] += 1
 
 
@@ -144,3 +149,28 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+
+
+@pytest.fixture
+def serve():
+    """Answer at a local address, which is returned, by doing with each connection what it is told."""
+    opened = []
+
+    def start(behave):
+        listener = socket.create_server(("127.0.0.1", 0))
+        opened.append(listener)
+
+        def accept():
+            try:
+                while True:
+                    opened.append(listener.accept()[0])
+                    behave(opened[-1])
+            except OSError:
+                pass
+
+        threading.Thread(target=accept, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/file"
+
+    yield start
+    for one in opened:
+        one.close()

@@ -74,13 +74,3 @@ def test_settings_that_do_not_fit_are_refused(vitgan, saved, change):
     helpers.save_weights(path, tensors, about)
     with pytest.raises(ValueError, match="another version"):
         vitgan.load_generator(path)
-
-
-def test_download_whole_or_not_at_all(tmp_path, monkeypatch):
-    source = tmp_path / "source"
-    source.write_bytes(b"abc")
-    helpers.download(source.as_uri(), tmp_path / "new" / "copy")
-    assert (tmp_path / "new" / "copy").read_bytes() == b"abc"
-    with pytest.warns(UserWarning, match="could not be downloaded .*Error"):
-        helpers.download((tmp_path / "nothing").as_uri(), tmp_path / "none")
-    assert not (tmp_path / "none").exists()
