@@ -5,6 +5,7 @@
 Without --slow a sample of them. Other files have faults, too, marked `fault`; pytest counts all of them at its end.
 """
 
+import copy
 import dataclasses
 import gc
 import hashlib
@@ -31,6 +32,7 @@ import torch
 from conftest import NOTEBOOK, ROOT, TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nbclient import NotebookClient
 from PIL import Image
 from test_checkpoint import different, everything
 
@@ -508,7 +510,6 @@ def test_any_settings_train_a_step_or_are_refused_by_name(vitgan, tmp_path_facto
 
     try_them()
     assert min(outcomes["trained"], outcomes["refused"]) > outcomes.total() / 5, outcomes
-    print(dict(outcomes))
 
 
 # ---------------------------------------------------------------------------------------------------------------- cells
@@ -550,3 +551,54 @@ def test_cells_out_of_order_work_or_say_which_first(shell, fault, capsys):
                 assert re.search(f"^name '\\w+' is not defined; .*run all cells above this one first {SENTENCE}", str(result.error_in_exec))
     assert 0 < worked < len(cells) / 2
     assert "Runtime > Run before" in capsys.readouterr().out
+
+
+def doubled(notebook, folder):
+    """Every code cell twice in a row."""
+    notebook.cells = [copy.deepcopy(cell) for cell in code_cells() for _ in range(2)]
+
+
+def two_images(notebook, folder):
+    for name in "ab":
+        picture(f"{name}.png", size=(16, 16), colour=(ord(name), 0, 0))(folder)
+    return {"VITGAN_DATA_DIR": str(folder)}
+
+
+def refused_runs(notebook, folder):
+    """A file where the folder of all runs should be."""
+    (folder / "file").write_text("")
+    return {"VITGAN_RUNS": str(folder / "file")}
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize("change", [doubled, two_images, refused_runs])
+def test_the_whole_notebook_runs(tmp_path, monkeypatch, change):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    settings = {"VITGAN_PROFILE": "smoke", "VITGAN_RUNS": str(tmp_path / "runs"), **(change(notebook, tmp_path) or {})}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i}"
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.fault
+def test_memory_does_not_grow(vitgan, make_config, images, tmp_path, slow):
+    """As many tensors after the last of 10 snapshots as after the first, and no more than 16 MB of memory more."""
+    steps, tensors, megabytes = 20_000 if slow else 200, [], []
+
+    def measure(run, samples):
+        gc.collect()
+        tensors.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        megabytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+    config = make_config(image_size=4, patch_size=4, overlap=1, width=4, latent_dim=4, batch_size=1, log_images=steps // 10,
+                         total_images=steps)
+    run = vitgan.train(config, images[..., :4, :4], tmp_path, measure, quiet=True)
+    assert run.step == steps and len(tensors) == 10
+    assert tensors[-1] == tensors[0] and megabytes[-1] - megabytes[0] < 16
