@@ -80,6 +80,7 @@ def test_photographs_stand_upright(tmp_path):
     assert pixels[:, 1, 6].tolist() == [*GREEN] and pixels[:, 6, 1].tolist() == [*RED]
 
 
+@pytest.mark.fault
 def test_unreadable_files_are_named_and_skipped(tmp_path):
     save(tmp_path / "good.png", RED)
     (tmp_path / "cats").mkdir()
@@ -109,17 +110,20 @@ def test_readable_folders_raise_no_warning(tmp_path):
         helpers.load_folder(tmp_path, 8)
 
 
+@pytest.mark.fault
 def test_empty_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.* no readable image; expected .*png"):
         helpers.load_images(8, data_dir=str(tmp_path))
 
 
+@pytest.mark.fault
 def test_folder_of_broken_files_only(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     with pytest.warns(UserWarning, match="bad.png"), pytest.raises(FileNotFoundError, match="no readable image"):
         helpers.load_folder(tmp_path, 8)
 
 
+@pytest.mark.fault
 def test_missing_folder_and_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("missing", "file"):
@@ -166,11 +170,13 @@ def falls_back_to_digits(tmp_path, limit):
     return time.monotonic() - start
 
 
+@pytest.mark.fault
 def test_host_that_never_answers_is_given_up_in_time(serve_cifar, tmp_path):
     serve_cifar(lambda connection: None)
     assert falls_back_to_digits(tmp_path, 0.5) < 0.5 + 2
 
 
+@pytest.mark.fault
 def test_host_that_drips_its_answer_is_given_up_in_time(serve_cifar, tmp_path):
     """Each byte restarts the socket's own time-out; only a limit on the whole helps."""
     def drip(connection):
@@ -182,6 +188,7 @@ def test_host_that_drips_its_answer_is_given_up_in_time(serve_cifar, tmp_path):
     assert falls_back_to_digits(tmp_path, 0.5) < 0.5 + 2
 
 
+@pytest.mark.fault
 def test_closed_port_is_given_up_at_once(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -189,12 +196,14 @@ def test_closed_port_is_given_up_at_once(monkeypatch, tmp_path):
     assert falls_back_to_digits(tmp_path, 30) < 5
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 404 Not Found\r\n\r\n", b"HTTP/1.1 503 Busy\r\n\r\n"])
 def test_refusals_are_given_up_at_once(serve_cifar, tmp_path, answer):
     serve_cifar(lambda connection: (connection.recv(4096), connection.send(answer), connection.close()))
     assert falls_back_to_digits(tmp_path, 30) < 5
 
 
+@pytest.mark.fault
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_captive_portals_that_do_not_speak_http_are_given_up(serve_cifar, tmp_path):
     serve_cifar(lambda connection: (connection.recv(4096), connection.send(b"hello?\r\n\r\n"), connection.close()))
@@ -227,6 +236,7 @@ def test_cifar_is_downloaded_once(serve_cifar, monkeypatch, tmp_path, size):
     assert (tmp_path / "unpacked").read_bytes() == b"abc"
 
 
+@pytest.mark.fault
 def test_an_archive_with_another_hash_falls_back(serve_cifar, tmp_path):
     serve_cifar(lambda c: (c.recv(4096), c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"), c.close()))
     falls_back_to_digits(tmp_path, 3)

@@ -176,7 +176,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(process, train, tmp
     worker = process(str(tmp_path))
     wait_for((tmp_path / "checkpoint.pt").exists)
     with pytest.raises(RuntimeError, match=f"run_dir='{tmp_path}' is in use by another training; stop {SENTENCE}"):
-        train(total_images=10**6)
+        train(total_images=10**9, max_minutes=1e-9)
     assert worker.is_alive()
     worker.kill()
     worker.join()
