@@ -14,7 +14,7 @@ import math
 import os
 import re
 import shutil
-import socket
+import signal
 import sys
 import threading
 import time
@@ -161,9 +161,74 @@ def main_first():
         dist.barrier()
 
 
+# ------------------------------------------------------------------------------------------------- one run at a time
+
+
+@contextmanager
+def late_interrupts():
+    """Yields a list that the first Ctrl-C (or the notebook's stop button) within the block fills; the next interrupts.
+
+    Several processes would stop at different steps and a thread gets no signals: there nothing is put off.
+    """
+    seen = []
+    if processes() > 1 or threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(*_):
+        seen.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def sole_use(folder):
+    """Hold `folder` for this process, and for those that train with it, while the block runs.
+
+    RuntimeError when another process holds it. The lock dies with its process; where files cannot be locked (some
+    network drives) or written there is none.
+    """
+    file = lock_file(Path(folder) / "lock") if is_main() else None
+    try:
+        yield
+    finally:
+        if file:
+            file.close()
+
+
+def lock_file(path):
+    """The file at `path`, open and locked, or None where that cannot be done; RuntimeError if it is locked already."""
+    file = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except OSError as error:
+        if file:
+            file.close()
+            if isinstance(error, (BlockingIOError, PermissionError)):
+                raise RuntimeError(f"run_dir={str(path.parent)!r} is in use by another training; "
+                                   "stop that one first, or choose another run_dir.") from None
+
+
 # ----------------------------------------------------------------------------------------------------------------- data
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 
 class Images(NamedTuple):
@@ -181,7 +246,10 @@ def load_images(size, data_dir="", root="data", limit_seconds=10):
     downloaded to `root`; else, when that is out of reach after `limit_seconds`, scikit-learn's digits, with a warning.
     """
     if data_dir:
-        return load_digits(size) if data_dir == "digits" else load_folder(data_dir, size)
+        data = load_digits(size) if data_dir == "digits" else load_folder(data_dir, size)
+        if len(data.pixels) == 1:
+            raise ValueError(f"data_dir={data_dir!r} holds one readable image; expected at least 2, better thousands.")
+        return data
     try:
         return load_cifar10(size, root, limit_seconds)
     except OSError as error:
@@ -191,40 +259,53 @@ def load_images(size, data_dir="", root="data", limit_seconds=10):
 
 
 def load_cifar10(size, root="data", limit_seconds=10):
-    """CIFAR-10's 50,000 training images. OSError when they are neither in `root` nor reachable in `limit_seconds`."""
+    """CIFAR-10's 50,000 training images. OSError when they are neither in `root` nor to be had (see `download`)."""
     from torchvision.datasets import CIFAR10
 
-    if not (Path(root) / CIFAR10.base_folder / "data_batch_1").exists():
-        require_reachable(CIFAR10_URL, limit_seconds)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(limit_seconds)  # a download that stalls must not hang the notebook
     try:
-        arrays = CIFAR10(root, train=True, download=True).data
-    except (RuntimeError, http.client.HTTPException) as error:  # a damaged archive, a download cut short
-        raise OSError(f"the download failed: {error!r}") from error
-    finally:
-        socket.setdefaulttimeout(before)
+        arrays = CIFAR10(root).data
+    except RuntimeError:  # not there, or not whole
+        download(CIFAR10_URL, Path(root) / CIFAR10.filename, CIFAR10_SHA256, limit_seconds)
+        arrays = CIFAR10(root, download=True).data  # which only unpacks
     return Images(resize_all(arrays, size), "CIFAR-10", True)
 
 
-def require_reachable(url, seconds):
-    """Return when `url` answers within `seconds`, name look-up included; raise OSError otherwise."""
-    answer = []
+def download(url, path, sha256, seconds=10):
+    """Fetch `url` to `path`, unless it is there: whole and with that SHA-256, or not at all. OSError says why.
 
-    def ask():
+    Given up when `seconds` pass without another 100 kB: a server that drips restarts the time-outs of its socket.
+    """
+    path = Path(path)
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        return
+    print(f"downloading {url}", flush=True)
+    parts, end = [], []
+
+    def fetch():
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
-                answer.append(None)
+            with urllib.request.urlopen(url, timeout=seconds) as answer:
+                while part := answer.read(100_000):
+                    parts.append(part)
+            end.append(None)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            answer.append(" ".join(f"{error!r}".split()))
+            end.append(first_line(error))
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread, before = threading.Thread(target=fetch, daemon=True), -1
     thread.start()
-    thread.join(seconds)
-    if not answer:
-        raise OSError(f"{url} gave no answer within {seconds:g} s")
-    if answer[0] is not None:
-        raise OSError(f"{url} is out of reach: {answer[0]}")
+    while thread.is_alive() and len(parts) > before:
+        before = len(parts)
+        thread.join(seconds)
+    if not end:
+        raise OSError(f"{url} gave less than 100 kB within {seconds:g} s")
+    if end[0]:
+        raise OSError(f"{url} could not be downloaded ({end[0]})")
+    content = b"".join(parts)
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise OSError(f"{url} gave {len(content):,} bytes with SHA-256 {found}; expected {sha256}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{path}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def load_digits(size):
@@ -238,7 +319,8 @@ def load_digits(size):
 def load_folder(folder, size):
     """Every image below `folder` (class folders or not), as RGB, cut to its central square and resized to `size`.
 
-    Unreadable files are named in a warning and skipped. FileNotFoundError when there is no folder or no readable image.
+    Of animations the first picture counts; what is transparent becomes white. Unreadable files are named in a
+    warning and skipped. FileNotFoundError when there is no folder or no readable image.
     """
     from PIL import Image
 
@@ -263,12 +345,16 @@ def load_folder(folder, size):
 
 
 def to_rgb(image):
-    """A PIL image as 8-bit RGB, upright as its camera noted; 16-bit grey is scaled, not clipped."""
+    """A PIL image as 8-bit RGB, upright as its camera noted, on white; 16-bit grey is scaled, not clipped."""
     from PIL import Image, ImageOps
 
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    return ImageOps.exif_transpose(image).convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def square(image, size):
@@ -343,35 +429,61 @@ def first_line(error):
     return f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}"
 
 
+@contextmanager
+def disk_may_refuse(later):
+    """A full disk or a read-only folder within the block is one warning, which says that `later` it is tried again."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"not saved ({first_line(error)}); nothing is lost while this process lives: make room, "
+                      f"{later}.", stacklevel=3)
+
+
 def save_checkpoint(path, state):
-    """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint; the one before is kept."""
+    """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint; the one before is kept.
+
+    OSError (a full disk, say) leaves what was there. A damaged checkpoint never takes the place of the one before.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # what is half there fills the disk
+        raise
+    if path.exists() and damage(path) is None:
         os.replace(path, previous(path))
     os.replace(temporary, path)
+
+
+def damage(path):
+    """What is wrong with the bytes of the checkpoint at `path`, or None: every record's CRC is checked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        return damaged and f"bad checksum in {damaged}"
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a file
+        return first_line(error)
 
 
 def load_checkpoint(path):
     """The newest whole checkpoint at `path`, else the previous one with a warning, else None.
 
-    Only tensors and plain values are read (weights_only=True), and every record's CRC is checked first. When files
-    are there but none is whole, raises RuntimeError.
+    Only tensors and plain values are read (weights_only=True), and only from a file without damage. When files are
+    there but none is whole, raises RuntimeError.
     """
     candidates = [p for p in (Path(path), previous(Path(path))) if p.exists()]
     for candidate in candidates:
-        try:
-            with zipfile.ZipFile(candidate) as archive:
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"bad checksum in {damaged}")
-            return torch.load(candidate, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, the older one may be whole
-            warnings.warn(f"checkpoint {candidate} cannot be read ({first_line(error)})", stacklevel=2)
+        if (problem := damage(candidate)) is None:
+            try:
+                return torch.load(candidate, map_location="cpu", weights_only=True)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, the older one may be whole
+                problem = first_line(error)
+        warnings.warn(f"checkpoint {candidate} cannot be read ({problem})", stacklevel=2)
     if candidates:
         raise RuntimeError(f"no readable checkpoint at {path}; delete {Path(path).parent} to start anew.")
     return None
@@ -379,26 +491,13 @@ def load_checkpoint(path):
 
 def save_weights(path, tensors, about):
     """Write a dict of tensors (matrices in half precision) and `about`, a dict of plain values, as safetensors; returns the SHA-256."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     half = {name: (t.half() if t.ndim > 1 else t).cpu().contiguous() for name, t in tensors.items()}
+    content = save(half, metadata={"about": json.dumps(about)})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(half, path, metadata={"about": json.dumps(about)})
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def download(url, path, seconds=20):
-    """Fetch `url` to `path`, whole or not at all; a warning says why not when it cannot be had."""
-    try:
-        with urllib.request.urlopen(url, timeout=seconds) as answer:
-            content = answer.read()
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        warnings.warn(f"{url} could not be downloaded ({first_line(error)})", stacklevel=2)
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{path}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    Path(path).write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_weights(path, sha256=""):
@@ -603,8 +702,11 @@ def picture(images, columns=8, enlarge=3):
 
 def save_png(path, images, columns=8):
     """Write a grid of uint8 images as a PNG."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture(images, columns).save(path)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    picture(images, columns).save(temporary, "png")
+    os.replace(temporary, path)  # never half a picture
 
 
 def photo_crops(n, size):
@@ -667,6 +769,19 @@ def caption(text):
     from IPython.display import Markdown, display
 
     display(Markdown(f"*{text}*"))
+
+
+def hint_at_order():
+    """From now on a NameError in the notebook says that cells above must run first."""
+    from IPython import get_ipython
+
+    def explain(shell, kind, error, trace, tb_offset=None):
+        error.args = (f"{error}; if it is no slip of the pen, a cell above makes it: run all cells above this one first "
+                      "(Colab: Runtime > Run before; Jupyter: Run > Run All Above Selected Cell).",)
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+    if get_ipython():
+        get_ipython().set_custom_exc((NameError,), explain)
 
 
 def live_display():

@@ -3,6 +3,9 @@
 import os
 import socket
 import sys
+import threading
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -25,9 +28,60 @@ VARIANTS = {  # every option that changes what the networks are made of
     "demodulate": dict(demodulate=True), "positive sign": dict(l2_sign=1), "other exponent": dict(l2_exponent=0.5), "no overlap": dict(overlap=0)}
 CONV = dict(discriminator="conv")
 
+FAULTS = Counter()
+
 torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))
 settings.register_profile("kit", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("kit")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="inject every fault, not a sample (about 15 minutes)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: skipped unless --slow is given")
+    config.addinivalue_line("markers", "fault: the test injects one fault; it is survived when the test passes")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: give --slow"))
+
+
+@contextmanager
+def count_fault():
+    FAULTS["injected"] += 1
+    try:
+        yield
+    except pytest.skip.Exception:
+        FAULTS["injected"] -= 1
+        raise
+    FAULTS["survived"] += 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with count_fault() if item.get_closest_marker("fault") else nullcontext():
+        return (yield)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FAULTS:
+        terminalreporter.write_line(f"faults: {FAULTS['injected']:,} injected, {FAULTS['survived']:,} survived")
+
+
+@pytest.fixture(scope="session")
+def fault():
+    """For a block that injects a fault; survived when it ends without an exception."""
+    return count_fault
+
+
+@pytest.fixture(scope="session")
+def slow(request):
+    """Whether --slow was given."""
+    return request.config.getoption("--slow")
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +149,28 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+
+
+@pytest.fixture
+def serve():
+    """Answer at a local address, which is returned, by doing with each connection what it is told."""
+    opened = []
+
+    def start(behave):
+        listener = socket.create_server(("127.0.0.1", 0))
+        opened.append(listener)
+
+        def accept():
+            try:
+                while True:
+                    opened.append(listener.accept()[0])
+                    behave(opened[-1])
+            except OSError:
+                pass
+
+        threading.Thread(target=accept, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/file"
+
+    yield start
+    for one in opened:
+        one.close()

@@ -64,6 +64,7 @@ def test_stopping_and_going_on_equals_never_having_stopped(train, precision):
     assert any("exp_avg" in name for name in parts) and any(name.endswith("swd") for name in parts)
 
 
+@pytest.mark.fault
 def test_a_crash_between_two_snapshots_costs_only_the_time_since(vitgan, config, train, images, tmp_path, monkeypatch):
     through = everything(train("through"))
     step, steps = vitgan.training_step, []
@@ -119,6 +120,7 @@ def test_a_run_may_go_on_with_other_training_settings(train):
     assert run.images_seen == 16 and run.opt_g.param_groups[0]["lr"] == 0.001
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("changes", [dict(width=32), dict(blocks=2, heads=1), dict(pool="mean"), dict(positions="free"),
                                      dict(overlap=0), dict(l2_sign=1), dict(l2_exponent=0.5), dict(demodulate=True), dict(siren_hidden=2)])
 def test_other_architecture_is_refused_by_name(vitgan, make_config, train, changes):
@@ -156,6 +158,7 @@ def test_newest_is_read_and_one_before_is_kept(two_checkpoints):
     assert len(list(two_checkpoints.parent.iterdir())) == 2
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_truncated_checkpoint_falls_back(two_checkpoints, share):
     data = two_checkpoints.read_bytes()
@@ -164,6 +167,7 @@ def test_truncated_checkpoint_falls_back(two_checkpoints, share):
         assert helpers.load_checkpoint(two_checkpoints)["new"] is False
 
 
+@pytest.mark.fault
 def test_flipped_bit_in_a_weight_falls_back(two_checkpoints):
     with zipfile.ZipFile(two_checkpoints) as archive:
         record = next(i for i in archive.infolist() if "/data/" in i.filename)
@@ -176,17 +180,18 @@ def test_flipped_bit_in_a_weight_falls_back(two_checkpoints):
 
 @settings(max_examples=150)
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
-def test_any_flipped_bit_is_harmless_or_noticed(tmp_path_factory, share, bit):
+def test_any_flipped_bit_is_harmless_or_noticed(tmp_path_factory, fault, share, bit):
     path = tmp_path_factory.mktemp("flip") / "checkpoint.pt"
     for new in (False, True):
         helpers.save_checkpoint(path, {"new": new, "weights": torch.arange(10.0)})
-    flip_bit(path, int(share * path.stat().st_size), bit)
-    with warnings.catch_warnings(record=True) as caught:
+    with fault(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        flip_bit(path, int(share * path.stat().st_size), bit)
         state = helpers.load_checkpoint(path)
-    assert state["new"] is (not caught) and torch.equal(state["weights"], torch.arange(10.0))
+        assert state["new"] is (not caught) and torch.equal(state["weights"], torch.arange(10.0))
 
 
+@pytest.mark.fault
 def test_both_broken(two_checkpoints):
     for path in (two_checkpoints, helpers.previous(two_checkpoints)):
         path.write_bytes(b"x")
@@ -195,6 +200,7 @@ def test_both_broken(two_checkpoints):
     assert len(caught) == 2
 
 
+@pytest.mark.fault
 def test_training_goes_on_from_the_previous_checkpoint(train, tmp_path):
     through = everything(train())
     (tmp_path / "checkpoint.pt").write_bytes(b"")
@@ -216,6 +222,7 @@ def save_pickle(value, path):
     path.write_bytes(pickle.dumps(value))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("write", [torch.save, save_pickle])
 def test_code_in_a_checkpoint_never_runs(tmp_path, write):
     write({"G": Touch(tmp_path / "ran")}, tmp_path / "checkpoint.pt")
@@ -227,6 +234,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, write):
 # ----------------------------------------------------------------------------------------------------------- atomicity
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("broken", ["torch.save", "os.fsync"])
 def test_failure_while_writing_leaves_the_old_checkpoints_whole(two_checkpoints, monkeypatch, broken):
     save = torch.save
@@ -246,6 +254,7 @@ def test_failure_while_writing_leaves_the_old_checkpoints_whole(two_checkpoints,
     assert helpers.load_checkpoint(helpers.previous(two_checkpoints))["new"] is False
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("last", [0, 1])
 def test_crash_between_the_renames_leaves_a_whole_checkpoint(two_checkpoints, monkeypatch, last):
     replace, done = os.replace, []
@@ -271,6 +280,7 @@ def test_content_is_on_disk_before_the_old_one_makes_way(two_checkpoints, monkey
     assert order == ["fsync", "checkpoint.previous.pt", "checkpoint.pt"]
 
 
+@pytest.mark.fault
 def test_left_over_temporary_file_is_ignored_and_replaced(two_checkpoints):
     temporary = two_checkpoints.with_suffix(".tmp")
     temporary.write_bytes(b"half a checkp")

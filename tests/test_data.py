@@ -1,10 +1,9 @@
 """Data: folders of all kinds, the digits, and CIFAR-10 when it is out of reach. No network: local sockets only."""
 
+import hashlib
 import socket
-import threading
 import time
 import warnings
-from http.client import IncompleteRead
 
 import helpers
 import numpy as np
@@ -81,6 +80,7 @@ def test_photographs_stand_upright(tmp_path):
     assert pixels[:, 1, 6].tolist() == [*GREEN] and pixels[:, 6, 1].tolist() == [*RED]
 
 
+@pytest.mark.fault
 def test_unreadable_files_are_named_and_skipped(tmp_path):
     save(tmp_path / "good.png", RED)
     (tmp_path / "cats").mkdir()
@@ -89,8 +89,7 @@ def test_unreadable_files_are_named_and_skipped(tmp_path):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "notes.txt").write_text("left alone")
     with pytest.warns(UserWarning, match="skipped 2 unreadable") as caught:
-        images = helpers.load_images(8, data_dir=str(tmp_path))
-    assert len(images.pixels) == 1
+        assert len(helpers.load_folder(tmp_path, 8).pixels) == 1
     message = str(caught[0].message)
     assert "bad.jpg" in message and "cut.png" in message and "notes" not in message
 
@@ -111,17 +110,20 @@ def test_readable_folders_raise_no_warning(tmp_path):
         helpers.load_folder(tmp_path, 8)
 
 
+@pytest.mark.fault
 def test_empty_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.* no readable image; expected .*png"):
         helpers.load_images(8, data_dir=str(tmp_path))
 
 
+@pytest.mark.fault
 def test_folder_of_broken_files_only(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     with pytest.warns(UserWarning, match="bad.png"), pytest.raises(FileNotFoundError, match="no readable image"):
         helpers.load_folder(tmp_path, 8)
 
 
+@pytest.mark.fault
 def test_missing_folder_and_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("missing", "file"):
@@ -155,29 +157,9 @@ def test_digits_at_their_own_size_are_untouched():
 
 
 @pytest.fixture
-def serve(monkeypatch):
-    """Put CIFAR-10 behind a local socket that accepts and then does what it is told."""
-    listeners = []
-
-    def start(behave):
-        listener = socket.create_server(("127.0.0.1", 0))
-        listeners.append(listener)
-        monkeypatch.setattr(helpers, "CIFAR10_URL", f"http://127.0.0.1:{listener.getsockname()[1]}/cifar.tar.gz")
-
-        def accept():
-            try:
-                while True:
-                    connection, _ = listener.accept()
-                    listeners.append(connection)
-                    behave(connection)
-            except OSError:
-                pass
-
-        threading.Thread(target=accept, daemon=True).start()
-
-    yield start
-    for listener in listeners:
-        listener.close()
+def serve_cifar(serve, monkeypatch):
+    """Put CIFAR-10 behind a local socket."""
+    return lambda behave: monkeypatch.setattr(helpers, "CIFAR10_URL", serve(behave))
 
 
 def falls_back_to_digits(tmp_path, limit):
@@ -188,22 +170,25 @@ def falls_back_to_digits(tmp_path, limit):
     return time.monotonic() - start
 
 
-def test_host_that_never_answers_is_given_up_in_time(serve, tmp_path):
-    serve(lambda connection: None)
+@pytest.mark.fault
+def test_host_that_never_answers_is_given_up_in_time(serve_cifar, tmp_path):
+    serve_cifar(lambda connection: None)
     assert falls_back_to_digits(tmp_path, 0.5) < 0.5 + 2
 
 
-def test_host_that_drips_its_answer_is_given_up_in_time(serve, tmp_path):
+@pytest.mark.fault
+def test_host_that_drips_its_answer_is_given_up_in_time(serve_cifar, tmp_path):
     """Each byte restarts the socket's own time-out; only a limit on the whole helps."""
     def drip(connection):
         for byte in b"HTTP/1.1 200 OK\r\n" * 10:
             connection.send(bytes([byte]))
             time.sleep(0.1)
 
-    serve(drip)
+    serve_cifar(drip)
     assert falls_back_to_digits(tmp_path, 0.5) < 0.5 + 2
 
 
+@pytest.mark.fault
 def test_closed_port_is_given_up_at_once(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -211,59 +196,51 @@ def test_closed_port_is_given_up_at_once(monkeypatch, tmp_path):
     assert falls_back_to_digits(tmp_path, 30) < 5
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 404 Not Found\r\n\r\n", b"HTTP/1.1 503 Busy\r\n\r\n"])
-def test_refusals_are_given_up_at_once(serve, tmp_path, answer):
-    serve(lambda connection: (connection.recv(4096), connection.send(answer), connection.close()))
+def test_refusals_are_given_up_at_once(serve_cifar, tmp_path, answer):
+    serve_cifar(lambda connection: (connection.recv(4096), connection.send(answer), connection.close()))
     assert falls_back_to_digits(tmp_path, 30) < 5
 
 
+@pytest.mark.fault
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_captive_portals_that_do_not_speak_http_are_given_up(serve, tmp_path):
-    serve(lambda connection: (connection.recv(4096), connection.send(b"hello?\r\n\r\n"), connection.close()))
+def test_captive_portals_that_do_not_speak_http_are_given_up(serve_cifar, tmp_path):
+    serve_cifar(lambda connection: (connection.recv(4096), connection.send(b"hello?\r\n\r\n"), connection.close()))
     assert falls_back_to_digits(tmp_path, 30) < 5
 
 
 class FakeCIFAR10:
-    """In place of torchvision's: three 32 x 32 pictures, no download."""
+    """In place of torchvision's: three 32 x 32 pictures, once they were unpacked."""
 
-    base_folder = "cifar-10-batches-py"
-    failure = None
+    filename = "cifar-10-python.tar.gz"
 
-    def __init__(self, root, train, download):
-        assert train and download
-        FakeCIFAR10.timeout = socket.getdefaulttimeout()
-        if self.failure:
-            raise self.failure
+    def __init__(self, root, download=False):
+        if not (root / "unpacked").exists():
+            if not download:
+                raise RuntimeError("Dataset not found or corrupted.")
+            (root / "unpacked").write_bytes((root / self.filename).read_bytes())
         self.data = np.full((3, 32, 32, 3), 9, np.uint8)
 
 
-@pytest.fixture
-def downloaded(monkeypatch, tmp_path):
-    """A root in which CIFAR-10 lies already, and a host that would be asked in vain."""
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCIFAR10)
-    monkeypatch.setattr(helpers, "require_reachable", lambda url, seconds: pytest.fail("asked the network"))
-    (tmp_path / FakeCIFAR10.base_folder).mkdir()
-    (tmp_path / FakeCIFAR10.base_folder / "data_batch_1").touch()
-    return tmp_path
-
-
 @pytest.mark.parametrize("size", [32, 16])
-def test_downloaded_cifar_needs_no_network(downloaded, size):
-    pixels, name, mirrorable = helpers.load_images(size, root=downloaded)
-    assert (name, mirrorable) == ("CIFAR-10", True)
-    assert torch.equal(pixels, torch.full((3, 3, size, size), 9, dtype=torch.uint8))
+def test_cifar_is_downloaded_once(serve_cifar, monkeypatch, tmp_path, size):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeCIFAR10)
+    monkeypatch.setattr(helpers, "CIFAR10_SHA256", hashlib.sha256(b"abc").hexdigest())
+    serve_cifar(lambda c: (c.recv(4096), c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"), c.close()))
+    for _ in range(2):
+        pixels, name, mirrorable = helpers.load_images(size, root=tmp_path)
+        assert (name, mirrorable) == ("CIFAR-10", True)
+        assert torch.equal(pixels, torch.full((3, 3, size, size), 9, dtype=torch.uint8))
+        monkeypatch.setattr(helpers, "download", lambda *_: pytest.fail("asked the network"))
+    assert (tmp_path / "unpacked").read_bytes() == b"abc"
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("corrupted"), ConnectionResetError("gone"), TimeoutError()])
-def test_failed_download_falls_back_and_stalls_are_limited(downloaded, monkeypatch, failure):
-    monkeypatch.setattr(FakeCIFAR10, "failure", failure)
-    falls_back_to_digits(downloaded, 3)
-    assert FakeCIFAR10.timeout == 3 and socket.getdefaulttimeout() is None
-
-
-def test_download_cut_short_falls_back(downloaded, monkeypatch):
-    monkeypatch.setattr(FakeCIFAR10, "failure", IncompleteRead(b""))
-    falls_back_to_digits(downloaded, 3)
+@pytest.mark.fault
+def test_an_archive_with_another_hash_falls_back(serve_cifar, tmp_path):
+    serve_cifar(lambda c: (c.recv(4096), c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"), c.close()))
+    falls_back_to_digits(tmp_path, 3)
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------------- sampling

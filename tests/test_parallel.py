@@ -112,6 +112,7 @@ def test_accumulate_that_does_not_divide_the_batch_is_refused(vitgan, make_confi
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
+@pytest.mark.fault
 def test_too_little_memory_ends_in_one_sentence_and_keeps_the_checkpoint(vitgan, train, monkeypatch, tmp_path):
     train(total_images=8)
     step = vitgan.training_step
@@ -131,6 +132,7 @@ def test_too_little_memory_ends_in_one_sentence_and_keeps_the_checkpoint(vitgan,
     assert train(total_images=48, accumulate=2).images_seen == 48
 
 
+@pytest.mark.fault
 def test_too_little_memory_while_compiling_is_told_as_such(vitgan, train, monkeypatch, tmp_path, stance):
     train(total_images=8)
 

@@ -235,6 +235,7 @@ def test_wrong_images_are_refused(vitgan, config, tmp_path, shape, dtype):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault
 def test_losses_that_blow_up_stop_the_run_before_the_checkpoint_is_lost(train, tmp_path):
     train(total_images=8)
     with pytest.raises(FloatingPointError, match="_loss is not finite at step 3.*last good checkpoint from 8 images is whole in "
@@ -245,6 +246,7 @@ def test_losses_that_blow_up_stop_the_run_before_the_checkpoint_is_lost(train, t
     assert train(total_images=16).images_seen == 16, "with other settings it goes on from there"
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 @pytest.mark.parametrize("key, step", [("d_loss", 5), ("g_loss", 6), ("bcr", 5)])
 def test_the_step_and_the_loss_that_broke_are_named(vitgan, train, monkeypatch, broken, key, step):
@@ -259,6 +261,7 @@ def test_the_step_and_the_loss_that_broke_are_named(vitgan, train, monkeypatch, 
         train(total_images=24)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("network", ["G", "D"])
 def test_weights_broken_by_the_last_step_are_not_saved(vitgan, train, tmp_path, monkeypatch, network):
     """The losses of a step are from before its update, so they cannot tell."""
@@ -276,6 +279,7 @@ def test_weights_broken_by_the_last_step_are_not_saved(vitgan, train, tmp_path, 
     assert helpers.load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 2
 
 
+@pytest.mark.fault
 def test_losses_that_blow_up_before_any_checkpoint_say_so(train):
     with pytest.raises(FloatingPointError, match="no checkpoint had been written yet"):
         train(lr_g=1e30, lr_d=1e30, log_images=24)

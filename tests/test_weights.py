@@ -33,6 +33,7 @@ def test_round_trip_in_half_precision(vitgan, saved, config):
         assert json.loads(file.metadata()["about"])["card"] == CARD
 
 
+@pytest.mark.fault
 def test_another_hash_is_refused_and_no_hash_is_no_check(vitgan, saved):
     _, path, sha = saved
     with pytest.raises(ValueError, match=f"SHA-256 {sha}; expected {'0' * 64}.*get it again"):
@@ -40,6 +41,7 @@ def test_another_hash_is_refused_and_no_hash_is_no_check(vitgan, saved):
     vitgan.load_generator(path)
 
 
+@pytest.mark.fault
 def test_one_flipped_bit_is_noticed(vitgan, saved):
     _, path, sha = saved
     content = bytearray(path.read_bytes())
@@ -49,6 +51,7 @@ def test_one_flipped_bit_is_noticed(vitgan, saved):
         vitgan.load_generator(path, sha)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x02}q\x00.", b"\xff" * 64])
 def test_other_files_are_refused(vitgan, tmp_path, content):
     path = tmp_path / "x.safetensors"
@@ -57,12 +60,14 @@ def test_other_files_are_refused(vitgan, tmp_path, content):
         vitgan.load_generator(path)
 
 
+@pytest.mark.fault
 def test_foreign_safetensors_are_refused(vitgan, tmp_path):
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="holds no weights of this kit"):
         vitgan.load_generator(tmp_path / "x.safetensors")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("change", [
     lambda about: about["config"].update(width=24), lambda about: about["config"].update(blocks=2),
     lambda about: about["config"].update(no_such_field=1), lambda about: about["config"].update(heads=5),
@@ -74,13 +79,3 @@ def test_settings_that_do_not_fit_are_refused(vitgan, saved, change):
     helpers.save_weights(path, tensors, about)
     with pytest.raises(ValueError, match="another version"):
         vitgan.load_generator(path)
-
-
-def test_download_whole_or_not_at_all(tmp_path, monkeypatch):
-    source = tmp_path / "source"
-    source.write_bytes(b"abc")
-    helpers.download(source.as_uri(), tmp_path / "new" / "copy")
-    assert (tmp_path / "new" / "copy").read_bytes() == b"abc"
-    with pytest.warns(UserWarning, match="could not be downloaded .*Error"):
-        helpers.download((tmp_path / "nothing").as_uri(), tmp_path / "none")
-    assert not (tmp_path / "none").exists()
