@@ -464,7 +464,7 @@ SANE = dict(
     width=st.sampled_from([4, 2, 12, 6, 9]), blocks=st.integers(1, 2), heads=st.sampled_from([1, 2, 4]), mlp_ratio=st.integers(1, 3), feature_step=st.floats(0, 5),
     latent_dim=st.integers(1, 9), mapping_layers=st.integers(1, 3), siren_hidden=st.integers(1, 3), overlap=st.integers(0, 8),
     data_dir=st.text(max_size=3), positions=st.sampled_from(["linear", "free"]), pool=st.sampled_from(["class", "mean"]),
-    discriminator=st.sampled_from(["vit", "vit", "conv"]), l2_sign=st.sampled_from([-1, 1]),
+    discriminator=st.sampled_from(["vit", "vit", "conv"]), l2_sign=st.sampled_from([-1, 1]), l2_exponent=st.floats(0, 2),
     augment=st.lists(st.sampled_from(["color", "translation", "cutout", "scaling", ""]), max_size=5).map(",".join),
     augment_p=st.floats(0, 1), logistic_on=st.sampled_from(["augmented", "plain"]), batch_size=st.sampled_from([4, 8, 6, 1]),
     accumulate=st.sampled_from([1, 2, 4, 3]), bcr_ramp=st.integers(0, 20), warmup=st.integers(0, 20), ema_half_life=st.integers(1, 20),
@@ -536,7 +536,7 @@ def test_cells_out_of_order_work_or_say_which_first(shell, fault, capsys):
     """After the set-up (section 1) alone, every other cell."""
     cells = code_cells()
     begin = next(i for i, cell in enumerate(cells) if "helpers.hint_at_order()" in cell.source)
-    for cell in cells[1 : begin + 1]:
+    for cell in cells[: begin + 1]:
         assert shell.run_cell(cell.source).success
     known, worked = dict(shell.user_ns), 0
     for cell in cells[begin + 1 :]:
