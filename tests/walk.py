@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -12,13 +13,17 @@ import helpers  # noqa: E402
 vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
 G, config, _ = vitgan.load_generator(ROOT / "assets" / "vitgan-16.safetensors")
 torch.manual_seed(7)
-stops, rows, columns, between = 5, 4, 14, 12
+stops, rows, columns, between = 4, 3, 12, 10
 with torch.no_grad():
     w = G.mapping(torch.randn(stops * rows * columns, config.latent_dim)).unflatten(0, (stops, -1))
     eased = (1 - torch.linspace(0, torch.pi, between + 1)[:-1].cos()) / 2
     frames = [torch.lerp(a, b, t) for a, b in zip(w, w.roll(-1, 0)) for t in eased.tolist()]
-    pictures = [helpers.picture(helpers.to_uint8(G.synthesize(frame)), columns) for frame in frames]
-palette = pictures[0].quantize(128)
+    pictures = [helpers.picture(helpers.to_uint8(G.synthesize(frame)), columns, enlarge=3) for frame in frames]
+width, height = pictures[0].size
+together = Image.new("RGB", (width, height * stops))  # one palette for all frames
+for i, picture in enumerate(pictures[::between]):
+    together.paste(picture, (0, i * height))
+palette = together.quantize(128)
 first, *rest = [picture.quantize(palette=palette, dither=0) for picture in pictures]
 first.save(ROOT / "assets" / "walk.gif", save_all=True, append_images=rest, duration=90, loop=0, optimize=True)
 print(f"{len(frames)} frames, {(ROOT / 'assets' / 'walk.gif').stat().st_size / 2**20:.2f} MiB")
