@@ -3,6 +3,7 @@
 import json
 
 import helpers
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -195,3 +196,16 @@ def test_fixed_noise_is_fixed_and_independent_of_training(vitgan, config):
     torch.randn(3)
     assert torch.equal(first, vitgan.fixed_noise(config, 8)) and first.shape == (8, config.latent_dim)
     assert not torch.equal(first, vitgan.fixed_noise(config, 8, seed=2)) and len(state)
+
+
+def test_a_shown_figure_has_its_caption_as_alternative_text_and_is_closed(monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda thing, **kwargs: shown.append((thing, kwargs)))
+    helpers.draw_networks()
+    helpers.show("two rows of boxes")
+    (figure, kwargs), (caption, _) = shown
+    assert kwargs["metadata"] == {"image/png": {"alt": "two rows of boxes"}} and caption.data == "*two rows of boxes*"
+    assert sum(text.get_text() != "" for text in figure.axes[0].texts) > 18
+    assert figure.number not in plt.get_fignums()
