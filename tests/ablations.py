@@ -1,6 +1,6 @@
 """The full model less one part: each entry of ABLATIONS changes the notebook's definitions or some settings.
 
-`python tests/experiment.py --ablation NAME …` trains with one of them; without arguments this file prints their names. An entry is
+`python tests/experiment.py --ablations NAME …` trains with one of them; without arguments this file prints their names. An entry is
 (what it does, settings, a function that patches the module of definitions). The notebook's classes are subclassed, never copied.
 """
 

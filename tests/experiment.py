@@ -1,9 +1,9 @@
 """Training runs of the testbed (the `cpu` profile's networks), scored by a judge; appends a row for each to a CSV.
 
     python tests/experiment.py lr_g=0.003 pool=class --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 256000 --seeds 0 1
-    python tests/experiment.py --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --seeds 0 1 --ablations all
+    python tests/experiment.py overlap=2 --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --seeds 0 1 --ablations all
 
-FIELD=VALUE pairs, which come first, override the profile; --ablations take parts away (tests/ablations.py). The judge is a folder with judge.py (Fréchet
+FIELD=VALUE pairs, which come first, override the profile; --ablations take parts away (tests/ablations.py), whatever the pairs say. The judge is a folder with judge.py (Fréchet
 distance in the features of a small CIFAR-10 classifier, printed as JSON); the score, cFD, is of 10,000 EMA samples at each of the image
 counts. Without --judge it stays empty. Runs are not compiled unless told compile=True. A strip of samples of each run is kept beside the CSV.
 """
@@ -97,7 +97,7 @@ def experiment(args, ablation, seed):
     vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
     _, settings, patch = ABLATIONS[ablation]
     patch(vitgan)
-    config = vitgan.Config.profile(args.profile, **{"compile": False, "max_minutes": 1e6, "seed": seed, **settings, **fields(args.fields)})
+    config = vitgan.Config.profile(args.profile, **{"compile": False, "max_minutes": 1e6, "seed": seed, **fields(args.fields), **settings})
     data = helpers.load_images(config.image_size, args.data)
     config = vitgan.adapt(config, data)
     images, folder = data.pixels.to(helpers.pick_device()), tempfile.mkdtemp(prefix="vitgan-")

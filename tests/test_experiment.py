@@ -38,12 +38,13 @@ def test_every_row_of_the_evidence_can_be_read():
 
 
 def test_a_run_leaves_rows_and_a_strip(tmp_path, image_folder):
-    command = [sys.executable, "tests/experiment.py", "width=16", "blocks=1", "heads=2", "latent_dim=16", "--data", image_folder, "--images", "64",
-               "96", "--seeds", "0", "--profile", "smoke", "--ablations", "full", "one-sln", "--out", tmp_path / "evidence.csv"]
+    command = [sys.executable, "tests/experiment.py", "overlap=2", "width=16", "blocks=1", "heads=2", "latent_dim=16", "--data", image_folder, "--images", "64",
+               "96", "--seeds", "0", "--profile", "smoke", "--ablations", "full", "no-overlap", "--out", tmp_path / "evidence.csv"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     rows = experiment.evidence(tmp_path / "evidence.csv")
-    assert [(r["ablation"], r["images"], r["cfd"]) for r in rows] == [(a, n, "") for a in ("full", "one-sln") for n in ("64", "96")]
-    assert "width=16" in rows[0]["settings"] and len(list((tmp_path / "samples").glob("*.png"))) == 2
+    assert [(r["ablation"], r["images"], r["cfd"]) for r in rows] == [(a, n, "") for a in ("full", "no-overlap") for n in ("64", "96")]
+    assert "width=16" in rows[0]["settings"] and [r["settings"].count("overlap=0") for r in rows] == [0, 0, 1, 1]
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 2
 
 
 @pytest.fixture

@@ -515,14 +515,13 @@ def test_any_settings_train_a_step_or_are_refused_by_name(vitgan, tmp_path_facto
 # ---------------------------------------------------------------------------------------------------------------- cells
 
 
-def code_cells(tag=None):
-    return [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells
-            if cell.cell_type == "code" and (tag is None or tag in cell.metadata.get("tags", []))]
+def code_cells():
+    return [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
 
 
 @pytest.fixture
 def shell(monkeypatch):
-    """Run a cell as the notebook would: None, or its exception. Afterwards `shell.known` forgets what cells defined."""
+    """An IPython shell in the folder of the notebook, in the smoke profile."""
     from IPython.core.interactiveshell import InteractiveShell
 
     monkeypatch.chdir(ROOT)
