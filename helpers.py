@@ -303,9 +303,8 @@ def download(url, path, sha256, seconds=10):
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise OSError(f"{url} gave {len(content):,} bytes with SHA-256 {found}; expected {sha256}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{path}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def load_digits(size):
@@ -430,6 +429,17 @@ def first_line(error):
 
 
 @contextmanager
+def whole(path):
+    """A path beside `path` for the block to write; it takes the place of `path` if the block ends well, and goes if not."""
+    temporary = Path(path).with_suffix(".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def disk_may_refuse(later):
     """A full disk or a read-only folder within the block is one warning, which says that `later` it is tried again."""
     try:
@@ -446,18 +456,13 @@ def save_checkpoint(path, state):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
+    with whole(path) as temporary:
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)  # what is half there fills the disk
-        raise
-    if path.exists() and damage(path) is None:
-        os.replace(path, previous(path))
-    os.replace(temporary, path)
+        if path.exists() and damage(path) is None:
+            os.replace(path, previous(path))
 
 
 def damage(path):
@@ -496,7 +501,8 @@ def save_weights(path, tensors, about):
     half = {name: (t.half() if t.ndim > 1 else t).cpu().contiguous() for name, t in tensors.items()}
     content = save(half, metadata={"about": json.dumps(about)})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(content)
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -578,9 +584,8 @@ def copy_new(path, target):
     if target.exists() and target.stat().st_size == path.stat().st_size and target.stat().st_mtime >= path.stat().st_mtime:
         return
     target.parent.mkdir(exist_ok=True)  # parents=True would make a lost mount's folders on the local disk
-    temporary = target.with_suffix(".tmp")
-    shutil.copyfile(path, temporary)
-    os.replace(temporary, target)
+    with whole(target) as temporary:
+        shutil.copyfile(path, temporary)
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics
@@ -702,11 +707,9 @@ def picture(images, columns=8, enlarge=3):
 
 def save_png(path, images, columns=8):
     """Write a grid of uint8 images as a PNG."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    picture(images, columns).save(temporary, "png")
-    os.replace(temporary, path)  # never half a picture
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
+        picture(images, columns).save(temporary, "png")
 
 
 def photo_crops(n, size):
@@ -793,7 +796,8 @@ def live_display():
 
 def save_json(path, values):
     """Write a dict as readable JSON."""
-    Path(path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------- the notebook from a terminal

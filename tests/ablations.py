@@ -119,6 +119,28 @@ def linear_decoder(vitgan):
     vitgan.PatchSIREN, vitgan.Generator = LinearDecoder, GeneratorWithLinearDecoder
 
 
+def relativistic(vitgan):
+    """R3GAN's losses: D tells by how much each real image looks more real than a fake, and its gradients are kept small on both.
+
+    Source: Huang et al. 2024, "The GAN is dead; long live the GAN!". config.r1 is its gamma, for R1 and R2 alike.
+    """
+    softplus, judged = nn.functional.softplus, {}
+
+    def discriminator_loss(D, real, fake, config, bcr_weight=1.0):
+        both = vitgan.diff_augment(torch.cat([real, fake.detach()]), config.augment, config.augment_p)
+        judged["real"] = both[: len(real)]
+        real_logits, fake_logits = D(both).float().chunk(2)
+        penalties = sum(vitgan.r1_penalty(D, images) for images in both.chunk(2))
+        loss = softplus(fake_logits - real_logits).mean() + config.r1 / 2 * penalties
+        return loss, {"d_loss": loss.detach(), "logit_real": real_logits.detach().mean(), "logit_fake": fake_logits.detach().mean()}
+
+    def generator_loss(D, fake, config):
+        loss = softplus(D(judged["real"]) - D(vitgan.diff_augment(fake, config.augment, config.augment_p))).float().mean()
+        return loss, {"g_loss": loss.detach()}
+
+    vitgan.discriminator_loss, vitgan.generator_loss = discriminator_loss, generator_loss
+
+
 def nothing(vitgan):
     pass
 
@@ -138,6 +160,8 @@ ABLATIONS = {
     "no-equalized": ("no equalized learning rate", {}, no_equalized_rate),
     "no-mapping": ("no mapping network", {}, no_mapping),
     "additive": ("additive instead of modulated patch decoder", {}, additive_decoder),
+    "r3gan": ("relativistic loss, R1 and R2 (R3GAN's) instead of bCR",
+              dict(bcr_real=0.0, bcr_fake=0.0, logistic_on="augmented", r1=0.1), relativistic),
     "linear": ("linear patch decoder instead of SIREN", {}, linear_decoder),
 }
 

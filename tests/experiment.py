@@ -1,11 +1,12 @@
 """Training runs of the testbed (the `cpu` profile's networks), scored by a judge; appends a row for each to a CSV.
 
     python tests/experiment.py lr_g=0.003 pool=class --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 256000 --seeds 0 1
-    python tests/experiment.py overlap=2 --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --seeds 0 1 --ablations all
+    python tests/experiment.py overlap=2 lr_g=0.003 lr_d=0.003 --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --seeds 0 1 --ablations all
 
-FIELD=VALUE pairs, which come first, override the profile; --ablations take parts away (tests/ablations.py), whatever the pairs say. The judge is a folder with judge.py (Fréchet
-distance in the features of a small CIFAR-10 classifier, printed as JSON); the score, cFD, is of 10,000 EMA samples at each of the image
-counts. Without --judge it stays empty. Runs are not compiled unless told compile=True. A strip of samples of each run is kept beside the CSV.
+FIELD=VALUE pairs, which come first, override the profile; --ablations take parts away (tests/ablations.py), whatever the pairs say. The judge
+is a folder with judge.py (Fréchet distance in the features of a small CIFAR-10 classifier, printed as JSON); the score, cFD, is of 10,000
+EMA samples at each of the image counts. Without --judge it stays empty. Runs are not compiled unless told compile=True. A strip of samples
+of each run, and its logged losses and logits (curves.csv), are kept beside the CSV.
 """
 
 import argparse
@@ -80,16 +81,21 @@ def score(judge, vitgan, G, config, n=10_000):
     return json.loads(out)["cfd"]
 
 
-def append(path, row):
-    """Add `row` to a CSV, with a header when the file is new."""
+def append(path, *rows):
+    """Add rows, dicts with the same keys, to a CSV, with a header when the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerow(row)
-    print(json.dumps(row), flush=True)
+        writer.writerows(rows)
+
+
+def curves(run, ablation):
+    """The log of a run as rows of curves.csv."""
+    who = {"ablation": ablation, "seed": run.config.seed}
+    return [who | {name: round(entry[name], 4) for name in LOGGED} for entry in run.history]
 
 
 def experiment(args, ablation, seed):
@@ -108,18 +114,23 @@ def experiment(args, ablation, seed):
             run = vitgan.train(dataclasses.replace(config, total_images=count), images, folder)
         except FloatingPointError as error:
             append(args.out, row | dict.fromkeys(RESULTS, "") | {"images": count, "note": str(error)})
+            print(error)
             return
         last, samples = run.history[-1], vitgan.sample(run.ema, vitgan.fixed_noise(config, 64))
-        append(args.out, row | dict(zip(RESULTS, (
+        row |= dict(zip(RESULTS, (
             run.images_seen, round(run.seconds / 60, 2), round(run.images_seen / run.seconds),
             round(last["logit_real"] - last["logit_fake"], 3), round(last["swd"], 2), round(helpers.spread(samples), 3),
             score(args.judge, vitgan, run.ema, config) if args.judge else "",
-            score(args.judge, vitgan, copy.deepcopy(run.G), config) if args.judge and ablation == "full" else "", ""))))
+            score(args.judge, vitgan, copy.deepcopy(run.G), config) if args.judge and ablation == "full" else "", "")))
+        append(args.out, row)
+        print(json.dumps(row), flush=True)
+    append(args.out.with_name("curves.csv"), *curves(run, ablation))
     name = "-".join([ablation, *args.fields, str(seed)])
     helpers.save_png(args.out.parent / "samples" / f"{name}.png", samples[:16], 16)
 
 
 RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, not its EMA; for the full model only
+LOGGED = "images d_loss g_loss logit_real logit_fake".split()
 
 
 def main():

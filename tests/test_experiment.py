@@ -37,7 +37,7 @@ def test_every_row_of_the_evidence_can_be_read():
         assert int(one["images"]) > 0 and (float(one["cfd"]) > 0 if one["cfd"] else one["note"])
 
 
-def test_a_run_leaves_rows_and_a_strip(tmp_path, image_folder):
+def test_a_run_leaves_rows_a_strip_and_curves(tmp_path, image_folder):
     command = [sys.executable, "tests/experiment.py", "overlap=2", "width=16", "blocks=1", "heads=2", "latent_dim=16", "--data", image_folder, "--images", "64",
                "96", "--seeds", "0", "--profile", "smoke", "--ablations", "full", "no-overlap", "--out", tmp_path / "evidence.csv"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
@@ -45,6 +45,8 @@ def test_a_run_leaves_rows_and_a_strip(tmp_path, image_folder):
     assert [(r["ablation"], r["images"], r["cfd"]) for r in rows] == [(a, n, "") for a in ("full", "no-overlap") for n in ("64", "96")]
     assert "width=16" in rows[0]["settings"] and [r["settings"].count("overlap=0") for r in rows] == [0, 0, 1, 1]
     assert len(list((tmp_path / "samples").glob("*.png"))) == 2
+    curves = experiment.evidence(tmp_path / "curves.csv")
+    assert {r["ablation"] for r in curves} == {"full", "no-overlap"} and curves[-1]["images"] == "96" and float(curves[-1]["d_loss"]) > 0
 
 
 @pytest.fixture
