@@ -1,6 +1,7 @@
 """Fixtures: the notebook's own definitions, tiny settings, tiny images; and no network."""
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -40,6 +41,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores interrupts, and some tests send one
     config.addinivalue_line("markers", "slow: skipped unless --slow is given")
     config.addinivalue_line("markers", "fault: the test injects one fault; it is survived when the test passes")
 
