@@ -37,7 +37,7 @@ settings.load_profile("kit")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="inject every fault, not a sample (about 15 minutes)")
+    parser.addoption("--slow", action="store_true", help="inject every fault, not a sample (about 9 minutes)")
 
 
 def pytest_configure(config):
