@@ -1,4 +1,4 @@
-"""The full model less one part: each entry of ABLATIONS changes the notebook's definitions or some settings.
+"""The full model less one part, or with another one: each entry of ABLATIONS changes the notebook's definitions or some settings.
 
 `python tests/experiment.py --ablations NAME …` trains with one of them; without arguments this file prints their names. An entry is
 (what it does, settings, a function that patches the module of definitions). The notebook's classes are subclassed, never copied.
@@ -130,8 +130,8 @@ def relativistic(vitgan):
         both = vitgan.diff_augment(torch.cat([real, fake.detach()]), config.augment, config.augment_p)
         judged["real"] = both[: len(real)]
         real_logits, fake_logits = D(both).float().chunk(2)
-        penalties = sum(vitgan.r1_penalty(D, images) for images in both.chunk(2))
-        loss = softplus(fake_logits - real_logits).mean() + config.r1 / 2 * penalties
+        r1_and_r2 = 2 * vitgan.r1_penalty(D, both)  # the mean over both halves, twice
+        loss = softplus(fake_logits - real_logits).mean() + config.r1 / 2 * r1_and_r2
         return loss, {"d_loss": loss.detach(), "logit_real": real_logits.detach().mean(), "logit_fake": fake_logits.detach().mean()}
 
     def generator_loss(D, fake, config):
@@ -160,9 +160,9 @@ ABLATIONS = {
     "no-equalized": ("no equalized learning rate", {}, no_equalized_rate),
     "no-mapping": ("no mapping network", {}, no_mapping),
     "additive": ("additive instead of modulated patch decoder", {}, additive_decoder),
+    "linear": ("linear patch decoder instead of SIREN", {}, linear_decoder),
     "r3gan": ("relativistic loss, R1 and R2 (R3GAN's) instead of bCR",
               dict(bcr_real=0.0, bcr_fake=0.0, logistic_on="augmented", r1=0.1), relativistic),
-    "linear": ("linear patch decoder instead of SIREN", {}, linear_decoder),
 }
 
 if __name__ == "__main__":
