@@ -1,12 +1,9 @@
 """python helpers.py [NAME=VALUE ...] runs the notebook: trains, evaluates, leaves everything in one folder.
-
-  profile=cpu|tiny|colab|paper|smoke   data_dir=FOLDER (your own images)   minutes=30   seed=1
+  profile=cpu|colab|paper|smoke   data_dir=FOLDER (your own images)   minutes=30   seed=1
   and every field of Config in section 2 of the notebook, for example lr_g=0.003 image_size=24
 
-For the notebook: devices, data, checkpoints and figures, all that is not ViTGAN. Images are uint8 [n, 3, S, S]
-(data, samples) or float [B, 3, S, S] in [-1, 1] (networks); `to_uint8` converts.
+Helpers: devices, data, checkpoints, figures. Images are uint8 [n, 3, S, S], or float [B, 3, S, S] in [-1, 1] in networks.
 """
-
 import ast
 import html
 import json
@@ -30,6 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from IPython.display import Markdown, display
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
 from torchvision.datasets import CIFAR10
@@ -66,7 +64,6 @@ def parse_settings(text):
     return settings
 
 
-# devices and processes -------------------------------------------------------------------------------
 def pick_device():
     """The GPU (CUDA, MPS, XPU), if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -78,8 +75,7 @@ def pick_dtype(device, precision="auto"):
         return getattr(torch, precision)
     if device.type == "cuda":  # a T4 only emulates bfloat16
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def join_processes(device):
@@ -95,24 +91,17 @@ def rank_and_size():
 
 
 def average(tensors):
-    """Replace each tensor by its mean over all processes, in place, by one all-reduce; alone, do nothing."""
-    if dist.is_initialized():
-        tensors = list(tensors)
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        for tensor, mean in zip(tensors, (flat / dist.get_world_size()).split([t.numel() for t in tensors])):
-            tensor.copy_(mean.view_as(tensor))
+    """Replace each tensor by its mean over all processes, in place; alone, do nothing."""
+    for tensor in tensors if dist.is_initialized() else []:
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
 
 
-# data ------------------------------------------------------------------------------------------------
 Images = namedtuple("Images", ["pixels", "name"])  # uint8 [n, 3, S, S] and what to call them
 
 
 def load_images(size, data_dir=""):
-    """`Images` at size x size: CIFAR-10's training set, or all images below the folder `data_dir`.
-
-    With data_dir="digits", or with a warning when CIFAR-10 cannot be downloaded: scikit-learn's handwritten digits.
-    """
+    """`Images` at size x size: all below the folder `data_dir`; "": CIFAR-10, or with a warning, and for "digits": digits."""
     if data_dir and data_dir != "digits":
         return load_folder(data_dir, size)
     if not data_dir:
@@ -129,8 +118,7 @@ def load_images(size, data_dir=""):
 def load_folder(folder, size):
     """All images below `folder` as `Images`; unreadable files are skipped with a warning."""
     arrays, unreadable = [], []
-    endings = set(Image.registered_extensions())
-    for path in sorted(p for p in Path(folder).expanduser().rglob("*") if p.suffix.lower() in endings):
+    for path in sorted(p for p in Path(folder).expanduser().rglob("*") if p.suffix.lower() in Image.registered_extensions()):
         try:
             with Image.open(path) as image:
                 arrays.append(square(image, size))
@@ -139,9 +127,8 @@ def load_folder(folder, size):
     if unreadable:
         warnings.warn(f"skipped {len(unreadable)} unreadable file(s) in {folder}: {', '.join(unreadable[:5])}", stacklevel=3)
     if len(arrays) < 2:
-        raise FileNotFoundError(f"data_dir={str(folder)!r} holds {len(arrays)} readable images; "
-                                "expected a folder with at least 2, better thousands.")
-    return Images(to_tensor(arrays), Path(folder).resolve().name)
+        raise FileNotFoundError(f"data_dir={str(folder)!r}: {len(arrays)} readable images; expected 2, better thousands.")
+    return Images(resize(arrays, size), Path(folder).resolve().name)
 
 
 def square(image, size):
@@ -156,11 +143,8 @@ def square(image, size):
 
 
 def resize(arrays, size):
-    """uint8 [n, h, w, 3] -> uint8 tensor [n, 3, size, size]."""
-    return to_tensor(arrays if arrays.shape[1] == size else [square(Image.fromarray(a), size) for a in arrays])
-
-
-def to_tensor(arrays):
+    """uint8 [h, w, 3] arrays -> uint8 tensor [n, 3, size, size]."""
+    arrays = [a if a.shape[:2] == (size, size) else square(Image.fromarray(a), size) for a in arrays]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -182,10 +166,8 @@ def fixed_subset(images, n):
     return images[order.to(images.device)].cpu()
 
 
-# checkpoints -----------------------------------------------------------------------------------------
 def save_checkpoint(path, state):
     """Write `state` beside `path` and move it there; the checkpoint before it is kept as *.previous.pt."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".tmp"))
     if path.exists():
@@ -227,7 +209,6 @@ def first_interrupt():
         signal.signal(signal.SIGINT, before)
 
 
-# figures ---------------------------------------------------------------------------------------------
 def image_grid(images, columns=8, scale=1):
     """uint8 [n, 3, S, S] as one PIL image with a white pixel between cells, enlarged `scale` times."""
     grid = Image.fromarray(make_grid(images, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy())
@@ -245,21 +226,17 @@ def show_images(images, title="", columns=8, ax=None):
 
 def publishable(images, cell=4):
     """The images, or, with VITGAN_HIDE_REAL=1, their 4x4 means: to share a notebook without sharing its data."""
-    if not os.environ.get("VITGAN_HIDE_REAL"):
-        return images
-    return F.interpolate(F.avg_pool2d(images.float(), cell), scale_factor=cell).round().to(torch.uint8)
+    means = F.interpolate(F.avg_pool2d(images.float(), cell), scale_factor=cell).round().to(torch.uint8)
+    return means if os.environ.get("VITGAN_HIDE_REAL") else images
 
 
 def show_figure(caption):
     """Show the current figure with `caption` below it and as its alternative text."""
-    from IPython.display import Markdown, display
-
     display(plt.gcf(), metadata={"image/png": {"alt": caption}})
     plt.close()
     display(Markdown(f"*{caption}*"))
 
 
-# terminal -------------------------------------------------------------------------------------------
 def run_notebook(path):
     """Execute the notebook and show its progress; write it, also after an error, into the run's folder; returns where."""
     import nbformat

@@ -1,4 +1,4 @@
-"""Slow, literal versions of what the notebook computes fast: for tests, and for the notebook's benchmark cell.
+"""Slow, literal versions of what the notebook computes fast: for tests, and for tests/experiments/benchmark.py.
 
 Nothing here imports the notebook: modules and tensors come in as arguments, and layers are recognised by class name.
 Letters: B batch, T tokens of all images, p pixels of a patch, H heads, N tokens of one image, d width of a head.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
-# ---------------------------------------------------------------------------------------------------------- modulation
+# modulation --------------------
 
 
 def token_weights(layer, y):
@@ -41,7 +41,7 @@ def modulated_linear_grouped(layer, x, y):
     return out.unflatten(1, (T, -1))[0].transpose(1, 2) + layer.linear.bias
 
 
-# ------------------------------------------------------------------------------------------------------- discriminator
+# discriminator --------------------
 
 
 def l2_attention(q, v, sign=-1, exponent=0.5):
@@ -65,7 +65,7 @@ def overlapping_patches(x, patch_size, overlap):
     return torch.stack(windows, 1)
 
 
-# -------------------------------------------------------------------------------------------------------- augmentation
+# augmentation --------------------
 
 
 def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
@@ -82,7 +82,7 @@ def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
 
     if "color" in names:
         draws = zip(draw(0, -0.5, 0.5), draw(1, 0, 2), draw(1, 0.5, 1.5))
-        images = [recolour(image, *numbers) for image, numbers in zip(images, draws)]
+        images = [recolor(image, *numbers) for image, numbers in zip(images, draws)]
     if "translation" in names or "scaling" in names:
         reach = size // 8 + 0.49 if "translation" in names else 0  # rounded: whole pixels, -S/8 to S/8
         scales = draw(1, 0.8, 1.25) if "scaling" in names else [1] * B
@@ -97,11 +97,11 @@ def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
     return torch.stack(images)
 
 
-def recolour(image, brightness, saturation, contrast):
-    """Add, then stretch around the pixel's grey, then around the image's mean."""
+def recolor(image, brightness, saturation, contrast):
+    """Add, then stretch around the pixel's gray, then around the image's mean."""
     image = image + brightness
-    grey = image.mean(0)
-    image = grey + (image - grey) * saturation
+    gray = image.mean(0)
+    image = gray + (image - gray) * saturation
     return image.mean() + (image - image.mean()) * contrast
 
 
@@ -128,13 +128,13 @@ def cut_out(image, row, column):
     return image
 
 
-# ---------------------------------------------------------------------------------------------------- whole networks
+# whole networks --------------------
 
 
 def l2_self_attention(layer, h):
     """The forward pass of L2SelfAttention with the brute-force distances."""
     q, v = (f(h).unflatten(2, (layer.heads, -1)).transpose(1, 2) for f in (layer.qk, layer.value))
-    return layer.out(l2_attention(q, v, layer.sign, layer.exponent).transpose(1, 2).flatten(2))
+    return layer.out(l2_attention(q, v, exponent=layer.exponent).transpose(1, 2).flatten(2))
 
 
 LITERAL_FORWARD = {"ModulatedLinear": modulated_linear_grouped, "L2SelfAttention": l2_self_attention}
@@ -168,24 +168,27 @@ def literal_forward(*networks):
                 del module.forward
 
 
-def training_step(run, images, definitions):
+def training_step(state, images, vitgan):
     """A step as most public code writes it, in float32, for timing beside the notebook's.
 
     Literal layers, one image augmented at a time, four passes through D instead of one batch, new fakes for G's step.
     """
-    c, G, D = run.config, run.G, run.D
-    T = lambda x: diff_augment(x, c.augment, c.augment_p)  # noqa: E731
+    c, G, D = state.config, state.G, state.D
+    T = lambda x: diff_augment(x, c.augment)  # noqa: E731
     draw_fakes = lambda: G(torch.randn(c.batch_size, c.latent_dim, device=images.device))  # noqa: E731
     with literal_forward(G, D):
-        real, fake = definitions.sample_real(images, c.batch_size, c.flip), draw_fakes().detach()
+        real, fake = vitgan.sample_real(images, c.batch_size, c.flip), draw_fakes().detach()
         T_real, T_fake, plain_real, plain_fake = D(T(real)), D(T(fake)), D(real), D(fake)
-        bcr = c.bcr_real * (plain_real - T_real).square() + c.bcr_fake * (plain_fake - T_fake).square()
-        for optimizer, loss in ((run.opt_d, lambda: F.softplus(-T_real) + F.softplus(T_fake) + bcr),
-                                (run.opt_g, lambda: F.softplus(-D(T(draw_fakes()))))):
+        bcr = c.bcr * ((plain_real - T_real).square() + (plain_fake - T_fake).square())
+        for optimizer, loss in ((state.opt_D, lambda: F.softplus(-T_real) + F.softplus(T_fake) + bcr),
+                                (state.opt_G, lambda: F.softplus(-D(T(draw_fakes()))))):
             optimizer.zero_grad()
             loss().mean().backward()
             optimizer.step()
-    run.step += 1
-    run.images_seen += c.batch_size
-    decay = definitions.helpers.ema_decay(c.batch_size, run.images_seen, c.ema_half_life)
-    definitions.helpers.update_ema(run.ema, G, decay)
+    state.images_seen += c.batch_size
+    decay = 0.5 ** (c.batch_size / min(c.ema_half_life, 0.05 * state.images_seen))
+    with torch.no_grad():
+        for average, new in zip(state.G_ema.parameters(), G.parameters()):
+            average.copy_(decay * average + (1 - decay) * new)
+        for average, new in zip(state.G_ema.buffers(), G.buffers()):
+            average.copy_(new)
