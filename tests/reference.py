@@ -1,6 +1,6 @@
 """Slow, literal versions of what the notebook computes fast: for tests, and for tests/experiments/benchmark.py.
 
-Nothing here imports the notebook: modules and tensors come in as arguments, and layers are recognised by class name.
+Nothing here imports the notebook: modules and tensors come in as arguments, and layers are recognized by class name.
 Letters: B batch, T tokens of all images, p pixels of a patch, H heads, N tokens of one image, d width of a head.
 """
 
@@ -11,9 +11,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-
-# modulation --------------------
-
 
 def token_weights(layer, y):
     """One weight matrix per token, W'_ij = s_i W_ij, and each row divided by its norm if the layer demodulates.
@@ -41,9 +38,6 @@ def modulated_linear_grouped(layer, x, y):
     return out.unflatten(1, (T, -1))[0].transpose(1, 2) + layer.linear.bias
 
 
-# discriminator --------------------
-
-
 def l2_attention(q, v, sign=-1, exponent=0.5):
     """softmax_j(sign |q_i - q_j|^2 / d^exponent) v_j from all pairwise differences. Source: Kim et al. 2021."""
     differences = q[..., :, None, :] - q[..., None, :, :]  # [B, H, N, N, d]
@@ -63,9 +57,6 @@ def overlapping_patches(x, patch_size, overlap):
     starts = range(0, x.shape[-1], patch_size)
     windows = [padded[:, :, top:top + side, left:left + side].flatten(1) for top in starts for left in starts]
     return torch.stack(windows, 1)
-
-
-# augmentation --------------------
 
 
 def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
@@ -92,8 +83,8 @@ def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
     if "cutout" in names:
         rows, columns = (torch.rand(2, B, 1, device=x.device) * size).flatten(1).tolist()
         chosen = (torch.rand(B, 1, device=x.device) < p).flatten().tolist()
-        images = [cut_out(image, *centre) if yes else image
-                  for image, *centre, yes in zip(images, rows, columns, chosen)]
+        images = [cut_out(image, *center) if yes else image
+                  for image, *center, yes in zip(images, rows, columns, chosen)]
     return torch.stack(images)
 
 
@@ -119,16 +110,13 @@ def resample(image, scale, shift):
 
 
 def cut_out(image, row, column):
-    """Blacken the pixels whose centres lie within a quarter of the side around (row, column)."""
+    """Blacken the pixels whose centers lie within a quarter of the side around (row, column)."""
     size = image.shape[1]
     image = image.clone()
-    rows, columns = ([i for i in range(size) if abs(i + 0.5 - centre) < size / 4] for centre in (row, column))
+    rows, columns = ([i for i in range(size) if abs(i + 0.5 - center) < size / 4] for center in (row, column))
     if rows and columns:
         image[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = 0
     return image
-
-
-# whole networks --------------------
 
 
 def l2_self_attention(layer, h):

@@ -1,4 +1,4 @@
-"""Each component does what design.md says a reader should see, and not what public code gets wrong."""
+"""Each component does what a reader should see, and not what public code gets wrong."""
 
 import math
 
@@ -22,40 +22,9 @@ def exact_sigma(weight):
     return torch.linalg.svdvals(weight.detach())[0].item()
 
 
-# generator --------------------
-
-
-@pytest.mark.parametrize("lr_mult", [1.0, 0.01])
-@pytest.mark.parametrize("width", [8, 64, 1024])
-def test_equalized_linear_keeps_unit_variance(vitgan, width, lr_mult):
-    layer = vitgan.EqualizedLinear(width, 512, lr_mult=lr_mult)
-    assert std(layer(torch.randn(512, width))) == pytest.approx(1, abs=0.1)  # 4,096 weights at least: 2% noise
-
-
 def test_equalized_bias_is_what_was_asked_for(vitgan):
     layer = vitgan.EqualizedLinear(3, 5, bias_init=2.0, lr_mult=0.01)
     torch.testing.assert_close(layer(torch.zeros(1, 3)), torch.full((1, 5), 2.0))
-
-
-@pytest.mark.parametrize("lr_mult", [0.01, 0.5])
-def test_lr_mult_scales_the_first_adam_step(vitgan, lr_mult):
-    def moved(m):
-        torch.manual_seed(0)
-        layer = vitgan.EqualizedLinear(16, 16, lr_mult=m)
-        weight, output = layer.effective_weight().detach(), layer(torch.zeros(16)).detach()
-        optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
-        layer(torch.ones(1, 16)).sum().backward()
-        optimizer.step()
-        return (layer.effective_weight() - weight).norm(), (layer(torch.zeros(16)) - output).norm()
-
-    for small, full in zip(moved(lr_mult), moved(1.0)):
-        assert (small / full).item() == pytest.approx(lr_mult, rel=1e-3)
-
-
-@pytest.mark.parametrize("size", [0.01, 1.0, 100.0])
-def test_mapping_network_keeps_the_scale_through_8_layers(vitgan, size):
-    w = vitgan.MappingNetwork(64, 256, layers=8)(size * torch.randn(64, 64))
-    assert 0.7 < w.square().mean().sqrt().item() < 1.5  # without the factor sqrt(2): 0.07
 
 
 def test_mapping_network_learns_a_hundredth_as_fast(vitgan):
@@ -71,17 +40,12 @@ def test_fourier_features_span_the_square_row_by_row_and_differ_everywhere(vitga
     assert (torch.cdist(table, table) + 9 * torch.eye(64)).min() > 0.1
 
 
-def test_sln_is_gamma_times_normalised_plus_beta(vitgan):
+def test_sln_is_gamma_times_normalized_plus_beta(vitgan):
     sln, h, w = vitgan.SelfModulatedLayerNorm(16, 8), 5 + 3 * torch.randn(2, 4, 16), torch.randn(2, 8)
-    centred = h - h.mean(-1, keepdim=True)
-    normalised = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(sln(h, w), sln.gamma(w)[:, None] * normalised + sln.beta(w)[:, None])
+    centered = h - h.mean(-1, keepdim=True)
+    normalized = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(sln(h, w), sln.gamma(w)[:, None] * normalized + sln.beta(w)[:, None])
     assert not list(sln.norm.parameters())
-
-
-def test_sln_is_a_plain_norm_where_w_says_nothing(vitgan):
-    sln, h = vitgan.SelfModulatedLayerNorm(16, 8), torch.randn(2, 4, 16)
-    torch.testing.assert_close(sln(h, torch.zeros(2, 8)), F.layer_norm(h, (16,)))
 
 
 def test_w_changes_the_output_through_every_sln(vitgan, make_config):
@@ -150,20 +114,6 @@ def test_siren_output_is_linear(vitgan):
     assert siren(torch.randn(4, 16), torch.randn(2, 16)).min() > 20
 
 
-def test_demodulated_rows_have_unit_norm(vitgan):
-    """Whatever the style's size, white noise leaves a demodulated layer with variance 1."""
-    layer = vitgan.ModulatedLinear(256, 64, 8, demodulate=True)
-    outputs = layer(torch.randn(2, 2048, 256), torch.stack([0.1 * torch.randn(8), 30 * torch.randn(8)]))
-    assert [std(o) for o in outputs] == pytest.approx([1, 1], abs=0.05)
-
-
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4))
-def test_patches_to_images_undoes_cutting(vitgan, grid, side, channels):
-    image = torch.randn(2, channels, grid * side, grid * side)
-    patches = reference.overlapping_patches(image, side, 0).unflatten(2, (channels, -1)).transpose(2, 3)
-    assert torch.equal(vitgan.patches_to_images(patches, side), image)
-
-
 def test_truncation_psi_moves_towards_the_mean_of_w(vitgan, config):
     G = vitgan.Generator(config).eval()
     z = torch.randn(4, config.latent_dim)
@@ -185,9 +135,6 @@ def test_w_avg_follows_the_mean_of_w_in_training_and_stands_still_after(vitgan, 
     assert torch.equal(before, G.w_avg)
 
 
-# discriminator --------------------
-
-
 @pytest.mark.parametrize("kind", ["color", "translation", "cutout", "scaling"])
 def test_each_augmentation_changes_a_share_p_of_the_images(vitgan, kind):
     x = torch.rand(400, 3, 16, 16) * 2 - 1
@@ -200,12 +147,6 @@ def test_each_augmentation_changes_a_share_p_of_the_images(vitgan, kind):
 def test_augmentations_are_independent_between_images(vitgan):
     x = torch.rand(1, 3, 16, 16).expand(8, -1, -1, -1)
     assert torch.pdist(vitgan.diff_augment(x, p=1.0).flatten(1)).min() > 0
-
-
-@pytest.mark.parametrize("policy, p", [("", 1.0), ("color,translation,cutout,scaling", 0.0)])
-def test_augmenting_nothing_changes_nothing(vitgan, policy, p):
-    x = torch.rand(8, 3, 16, 16) * 2 - 1
-    torch.testing.assert_close(vitgan.diff_augment(x, policy, p), x, rtol=0, atol=1e-6)
 
 
 def test_translation_is_by_whole_pixels_up_to_an_eighth_and_reaches_it_both_ways(vitgan):
@@ -230,33 +171,6 @@ def test_scaling_keeps_the_middle_and_the_brightness_there(vitgan):
     assert (x[:, :, 0, 0] < 0.5).any() and (x[:, :, 0, 0] > 0.99).any()  # shrunk ones show black, grown ones do not
 
 
-@given(st.integers(1, 8), st.integers(1, 6), st.integers(0, 6))
-def test_overlap_leaves_the_number_of_tokens(vitgan, grid, patch_size, overlap):
-    x = torch.randn(2, 3, grid * patch_size, grid * patch_size)
-    shape = vitgan.OverlappingPatches(patch_size, overlap)(x).shape
-    assert shape == (2, grid**2, 3 * (patch_size + 2 * overlap) ** 2)
-
-
-def test_paper_discriminator_sees_64_tokens_of_8_by_8(vitgan):
-    c = vitgan.Config.profile("paper")
-    patches = vitgan.OverlappingPatches(c.patch_size, c.overlap)(torch.zeros(1, 3, 32, 32))
-    assert patches.shape == (1, 64, 3 * 8 * 8) and c.batch_size == 128
-
-
-def test_token_attends_most_to_itself_and_with_the_other_sign_least(vitgan):
-    q = torch.randn(2, 3, 16, 8)
-    identity = torch.eye(16).expand(2, 3, 16, 16)  # as values: the attention weights come out
-    weights = vitgan.l2_attention(q, identity, -1)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 16))
-    assert torch.equal(weights.argmax(-1), torch.arange(16).expand(2, 3, 16))
-    assert torch.equal(vitgan.l2_attention(q, identity, 1).argmin(-1), torch.arange(16).expand(2, 3, 16))
-
-
-def test_l2_attention_does_not_see_where_the_origin_is(vitgan):
-    q, v = torch.randn(2, 1, 2, 9, 8)
-    torch.testing.assert_close(vitgan.l2_attention(q + 3, v), vitgan.l2_attention(q, v), rtol=1e-4, atol=1e-4)
-
-
 def test_l2_attention_ties_queries_to_keys_and_reads_the_exponent(vitgan):
     h = torch.randn(2, 5, 16)
     half, whole = (vitgan.L2SelfAttention(16, 2, exponent) for exponent in (0.5, 1.0))
@@ -265,31 +179,25 @@ def test_l2_attention_ties_queries_to_keys_and_reads_the_exponent(vitgan):
     assert not torch.allclose(half.eval()(h), whole.eval()(h))
 
 
-def test_l2_attention_stays_lipschitz_where_the_dot_product_does_not(vitgan):
-    """Kim et al. 2021: scaling the input up, the local Lipschitz estimate of dot-product attention grows, L2's not."""
-    def estimate(f, size):
-        h = size * torch.randn(16, 8)
-        J = torch.autograd.functional.jacobian(f, h).reshape(h.numel(), h.numel())
-        return torch.linalg.matrix_norm(J, 2).item()
+@pytest.mark.parametrize("squared_norm", [1.0, 300.0, 30_000.0])
+def test_l2_attention_in_float16_is_finite_and_near_float32(vitgan, squared_norm):
+    """A network's |q|^2 is in the hundreds; float16 holds 65,504, and the norms' products are doubled."""
+    q, v = torch.randn(2, 2, 3, 16, 64).requires_grad_()
+    q = q / q.norm(dim=-1, keepdim=True) * squared_norm**0.5
+    exact = vitgan.l2_attention(q, v)
+    with torch.autocast("cpu", torch.float16):
+        half = vitgan.l2_attention(q, v)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), exact, rtol=0.01, atol=0.01)
+    (gradient,) = torch.autograd.grad(half.float().sum(), q)
+    assert gradient.isfinite().all()
 
-    L2 = lambda h: vitgan.l2_attention(h[None, None], h[None, None])  # noqa: E731
-    dot = lambda h: vitgan.attention(*[h[None, None]] * 3, scale=8**-0.5)  # noqa: E731
-    grow = {f: max(estimate(f, 10) for _ in range(8)) / max(estimate(f, 1) for _ in range(8)) for f in (L2, dot)}
-    assert grow[dot] > 3 * grow[L2]
 
-
-def test_every_matrix_of_d_that_sees_the_image_is_spectrally_normalised(vitgan, make_config):
+def test_every_matrix_of_d_that_sees_the_image_is_spectrally_normalized(vitgan, make_config):
     D = vitgan.Discriminator(make_config(depth=2))
     plain = [name for name, m in D.named_modules() if type(m).__name__ in ("EqualizedLinear", "Linear")]
     assert plain and all(name.startswith("positions.") for name in plain)
     assert len(isn_layers(D)) == 2 + 2 * 5
-
-
-def test_isn_starts_where_the_weights_were_drawn(vitgan):
-    layer = vitgan.ISNLinear(64, 32)
-    W = layer.weight.detach() / 8
-    assert layer.sigma_init.item() == pytest.approx(exact_sigma(W), rel=1e-5)
-    torch.testing.assert_close(layer.eval().effective_weight(), W)
 
 
 def test_isn_ignores_the_scale_of_the_weight_and_plain_sn_has_scale_1(vitgan):
@@ -312,27 +220,6 @@ def test_isn_buffers_are_in_the_state_dict_and_sigma_init_never_moves(vitgan):
     assert torch.equal(layer.sigma_init, sigma_init)
 
 
-def test_isn_keeps_sigma_within_1_percent_while_training_moves_the_weights(vitgan, make_config, images, tmp_path):
-    config = make_config(depth=2, batch_size=8, total_images=8 * 60, log_images=240, snapshot_minutes=1.0)
-    raw_before = [exact_sigma(m.weight) for m in isn_layers(vitgan.TrainState(config, images).D)]
-    D = vitgan.train(config, images, tmp_path).D.eval()
-    raw = [exact_sigma(m.weight) for m in isn_layers(D)]
-    assert max(abs(a / b - 1) for a, b in zip(raw, raw_before)) > 0.02  # there was something to undo
-    for layer in isn_layers(D):
-        assert exact_sigma(layer.effective_weight()) == pytest.approx(layer.sigma_init.item(), rel=0.01)
-
-
-@pytest.mark.parametrize("pool", ["class", "mean"])
-def test_logits_are_linear_in_the_head_and_can_be_very_negative(vitgan, make_config, pool):
-    """The post ends in GELU, whose values never fall below -0.17."""
-    D, x = vitgan.Discriminator(make_config(pool=pool)).eval(), torch.randn(4, 3, 8, 8)
-    before = D(x).detach()
-    with torch.no_grad():
-        D.head.bias -= 5
-    torch.testing.assert_close(D(x), before - 5)
-    assert D(x).min() < -0.17 and before.unique().numel() == 4
-
-
 @pytest.mark.parametrize("pool", ["class", "mean"])
 def test_discriminator_knows_where_a_patch_lies(vitgan, make_config, pool):
     D = vitgan.Discriminator(make_config(pool=pool, overlap=0)).eval()
@@ -340,8 +227,6 @@ def test_discriminator_knows_where_a_patch_lies(vitgan, make_config, pool):
     swapped = x.roll(4, -1)  # with o = 0 and two patches in a row: the same set of patches
     assert (D(x) - D(swapped)).abs().min() > 1e-4
 
-
-# whole networks --------------------
 
 CONFIGS = st.fixed_dictionaries(dict(
     patch_size=st.integers(1, 4), depth=st.integers(1, 2), heads=st.integers(1, 3), latent_dim=st.integers(1, 6),

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import filelock
@@ -38,18 +37,6 @@ def at_step(vitgan, monkeypatch):
 
 def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)
-
-
-def child(tmp_path, code, **environment):
-    """Run Python code that trains on the tiny images, in a process of its own."""
-    script = f"""
-        import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-        import os, signal, torch, conftest, helpers
-        vitgan = helpers.load_definitions(conftest.NOTEBOOK)
-        config = vitgan.Config.profile("smoke", **conftest.TINY)
-        """
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(script) + textwrap.dedent(code)], cwd=tmp_path, text=True,
-                          env={**os.environ, **environment}, capture_output=True, timeout=120)
 
 
 def test_train_that_meets_nan_stops_with_the_last_good_checkpoint_whole(train, at_step, tmp_path):
@@ -108,8 +95,10 @@ def test_train_refuses_a_folder_in_use(train, tmp_path):
 
 
 def test_train_killed_while_saving_goes_on_from_the_checkpoint_before(train, tmp_path):
-    killed = child(tmp_path, """
-        save, calls = torch.save, []
+    script = f"""if True:
+        import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        import os, signal, torch, conftest, helpers
+        vitgan, save, calls = helpers.load_definitions(conftest.NOTEBOOK), torch.save, []
         def die(state, path):
             calls.append(path)
             if len(calls) == 3:
@@ -117,8 +106,8 @@ def test_train_killed_while_saving_goes_on_from_the_checkpoint_before(train, tmp
                 os.kill(os.getpid(), signal.SIGKILL)
             save(state, path)
         torch.save = die
-        vitgan.train(config, conftest.tiny_images(), "run")
-        """)
+        vitgan.train(vitgan.Config.profile("smoke", **conftest.TINY), conftest.tiny_images(), "run")"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert helpers.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["images_seen"] == 16
     again, through = train().state_dict(), train("through").state_dict()
@@ -166,13 +155,16 @@ def test_train_out_of_memory_says_what_to_lower(train, at_step, tmp_path):
     assert helpers.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["images_seen"] == 8
 
 
-def test_train_without_a_compiler_goes_on_uncompiled(tmp_path):
-    done = child(tmp_path, """
-        config = vitgan.dataclasses.replace(config, compile=True, total_images=8)
-        print(vitgan.train(config, conftest.tiny_images(), "run").images_seen, torch._inductor.config.cpp.cxx)
-        """, CXX="/nonexistent", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "8 (None, '/nonexistent')"
+def test_train_goes_on_uncompiled_when_compiling_fails(train, monkeypatch):
+    compile, tried = torch.nn.Module.compile, []
+
+    def no_compiler(graph, inputs):
+        tried.append(graph)
+        raise OSError("no C++ compiler")
+
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)  # put back afterwards
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compile(self, backend=no_compiler, **options))
+    assert train(compile=True, total_images=8).images_seen == 8 and tried
 
 
 def test_train_refuses_a_batch_that_processes_cannot_share(train, monkeypatch):
@@ -208,5 +200,5 @@ def test_run_folder_belongs_to_one_run(vitgan, make_config, images, tmp_path):
     first = folder(config, data)
     vitgan.train(config, images, first)
     assert folder(config, data) == folder(make_config(total_images=99), data) == first and first.name.startswith("smoke-my-cats")
-    assert folder(make_config(lr_g=0.5), data).name == f"{first.name}-lr_g=0.5" or "lr_g=0.5" in folder(make_config(lr_g=0.5), data).name
+    assert "-lr_g=0.5" in folder(make_config(lr_g=0.5), data).name
     assert folder(config, helpers.Images(255 - images, "my cats")) == Path(f"{first}-2")

@@ -175,7 +175,7 @@ def test_train_step_on_cuda_mixes_no_devices_and_never_waits_for_the_gpu(vitgan,
         assert {value.device.type for value in stats.values()} == {"cuda"}
         with pytest.raises(DataDependentOutputException):
             stats["d_loss"].item()
-        with pytest.raises(RuntimeError, match="two different devices"):
+        with pytest.raises(RuntimeError, match="on the same device"):
             state.G.w_avg + torch.zeros(16)
 
 

@@ -1,33 +1,31 @@
-"""How fast a training step and generation are on this machine, beside the literal versions and beside the floor.
+"""How fast a training step and generation are on this machine, beside the literal versions.
 
-    python tests/benchmark.py                                  # the paper's networks, batch 16, eager and compiled
-    python tests/benchmark.py --batch 64 256 1024 --literal 16  # for a GPU
-    python tests/benchmark.py --profile cpu --batch 64
+    python tests/experiments/benchmark.py                                  # the paper's networks, batch 16, eager and compiled
+    python tests/experiments/benchmark.py --batch 64 256 1024 --literal 16  # for a GPU
+    python tests/experiments/benchmark.py --profile cpu --batch 64
 
 FIELD=VALUE pairs override the profile. Everything is timed in one process by torch.utils.benchmark (medians), with the
-matrix-product peak of this machine measured before it, and written as JSON with versions and date.
+fastest matrix product of this machine measured before it, and written as JSON with versions and date.
 """
 
 import argparse
 import dataclasses
+import json
 import logging
 import platform
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 logging.getLogger("torch.utils.cpp_extension").disabled = True  # importing Timer looks for CUDA and says so
 from torch.utils.benchmark import Timer  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import reference  # noqa: E402
-from experiment import fields  # noqa: E402
 
 import helpers  # noqa: E402
 
@@ -41,64 +39,28 @@ def seconds(function, min_run_time):
     return timer.blocked_autorange(min_run_time=min_run_time).median
 
 
-def matmul_peak(device, dtype, n=None):
-    """FLOP/s of one n x n x n matrix product, the best of several runs."""
-    n = n or (8192 if device.type == "cuda" else 2048)
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    return 2 * n**3 / min(seconds(lambda: a @ b, 0.5) for _ in range(3))
+def matmul_peak(device, dtype):
+    """FLOP/s of the fastest of several square matrix products."""
+    best = 0.0
+    for n in (4096, 8192, 16384) if device.type == "cuda" else (256, 512, 1024, 2048):
+        a, b = torch.randn(2, n, n, device=device).to(dtype)
+        best = max(best, *(2 * n**3 / seconds(lambda: a @ b, 0.2) for _ in range(2)))
+    return best
 
 
-def bandwidth(device, size=2**27):
-    """Bytes/s, read and written, of copying `size` bytes."""
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / seconds(lambda: target.copy_(source), 0.5)
+def flops_per_image(vitgan, config, device):
+    """FLOPs of the matrix products of one training step, per image."""
+    state, images = new_state(vitgan, config, device)
+    with FlopCounterMode(display=False) as counter:
+        vitgan.train_step(state, images)
+    return counter.get_total_flops() / config.batch_size
 
 
-# ------------------------------------------------------------------------------------------------------ FLOPs and bytes
-
-
-def count(function):
-    """(FLOPs of the matrix products, bytes of distinct tensors kept for the backward pass) of one call."""
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with FlopCounterMode(display=False) as flops, saved_tensors_hooks(pack, lambda tensor: tensor):
-        function()
-    return flops.get_total_flops(), sum(kept.values())
-
-
-def step_counts(vitgan, config, device):
-    """{"D step": (FLOPs, least bytes), "G step": ...} of one training step.
-
-    Least bytes: what backward needs is written and read once; a float32 weight is read twice, its gradient written and
-    read, and Adam reads three numbers and writes three.
-    """
-    run, images = new_run(vitgan, config, device)
-    real = vitgan.sample_real(images, config.batch_size, config.flip)
-    z = torch.randn(config.batch_size, config.latent_dim, device=device)
-    fake = vitgan.generate(run, z).detach()
-    steps = {"D step": (run.D, lambda: vitgan.discriminator_step(run, real, fake)),
-             "G step": (run.G, lambda: vitgan.generator_step(run, [vitgan.generate(run, z)]))}
-    counts = {}
-    for name, (network, step) in steps.items():
-        flops, kept = count(step)
-        counts[name] = flops, 2 * kept + 10 * 4 * sum(p.numel() for p in network.parameters())
-    return counts
-
-
-# ----------------------------------------------------------------------------------------------------------------- rows
-
-
-def new_run(vitgan, config, device):
-    """A run at step 0 and random images for it."""
-    images = torch.randint(256, (4 * config.batch_size, 3, config.image_size, config.image_size),
-                           dtype=torch.uint8, device=device)
-    return vitgan.new_run(config, tempfile.gettempdir(), device), images
+def new_state(vitgan, config, device):
+    """A TrainState at step 0 and random images for it."""
+    shape = (4 * config.batch_size, 3, config.image_size, config.image_size)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    return vitgan.TrainState(config, images), images
 
 
 def reset_peak_memory(device):
@@ -121,36 +83,31 @@ def peak_memory(device):
 def measure(vitgan, config, device, literal=False, min_run_time=4.0):
     """One row of the table: images per second of training and of generation, and peak memory of training."""
     torch.compiler.reset()
-    run, images = new_run(vitgan, config, device)
-    row = {"code": "literal" if literal else "notebook", "dtype": str(run.dtype).removeprefix("torch."),
+    state, images = new_state(vitgan, config, device)
+    row = {"code": "literal" if literal else "notebook", "dtype": str(helpers.pick_dtype(device, config.precision)).removeprefix("torch."),
            "compile": config.compile, "batch": config.batch_size}
-    start = time.perf_counter()
     if config.compile:
-        row["compile"] = vitgan.compile_networks(run, images)
-        row["compile_seconds"] = time.perf_counter() - start
-    G = reference.make_literal(run.G) if literal else run.G
+        state.G.compile(dynamic=False)
+        state.D.compile(dynamic=False)
+    G = reference.make_literal(state.G) if literal else state.G
     reset_peak_memory(device)
-    step = (lambda: reference.training_step(run, images, vitgan)) if literal else (lambda: vitgan.training_step(run, images))
+    step = (lambda: reference.training_step(state, images, vitgan)) if literal else (lambda: vitgan.train_step(state, images))
     row["train"] = config.batch_size / seconds(step, min_run_time)
     row["memory_mib"] = peak_memory(device)
     z = torch.randn(config.batch_size, config.latent_dim, device=device)
     G.eval()
-    with torch.no_grad(), run.autocast():
+    with torch.no_grad(), state.autocast():
         row["generate"] = config.batch_size / seconds(lambda: G(z), min_run_time / 2)
     return row
 
 
 def table(vitgan, config, device, batches, dtypes, compiled=(False, True), literal_batch=None, min_run_time=4.0):
-    """All rows, printed as they come, after the floor; returns what the JSON file holds."""
+    """All rows, printed as they come, after the fastest matrix product; returns what the JSON file holds."""
     peaks = {d: matmul_peak(device, getattr(torch, d)) for d in dtypes}
-    speed = bandwidth(device)
-    counts = step_counts(vitgan, dataclasses.replace(config, batch_size=batches[0], compile=False), device)
-    print(f"matrix products: {', '.join(f'{p / 1e12:.2f} TFLOP/s {d}' for d, p in peaks.items())}; "
-          f"memory: {speed / 1e9:.0f} GB/s")
-    for name, (flops, least) in counts.items():
-        times = ", ".join(f"{1e3 * max(flops / p, least / speed):.0f} ms {d}" for d, p in peaks.items())
-        print(f"{name}, batch {batches[0]}: {flops / 1e9:.0f} GFLOP, at least {least / 1e9:.2f} GB; floor {times}")
-    per_image = sum(flops for flops, _ in counts.values()) / batches[0]
+    print("fastest matrix product: " + ", ".join(f"{peak / 1e12:.2f} TFLOP/s {d}" for d, peak in peaks.items()))
+    per_image = flops_per_image(vitgan, dataclasses.replace(config, batch_size=batches[0], compile=False), device)
+    print(f"width {config.width}, {config.depth} + {config.depth} blocks, {config.image_size}x{config.image_size}: "
+          f"{per_image / 1e9:.2f} GFLOP per training image")
     print(f"{'code':9}{'dtype':10}{'compile':>8}{'batch':>7}{'train/s':>9}{'ratio':>8}{'generate/s':>12}{'ratio':>8}"
           f"{'MiB':>7}{'of peak':>9}")
     wanted = [(literal_batch, "float32", False, True)] if literal_batch else []
@@ -169,7 +126,7 @@ def table(vitgan, config, device, batches, dtypes, compiled=(False, True), liter
     return {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "python": platform.python_version(),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
             "threads": torch.get_num_threads(), "config": dataclasses.asdict(config), "matmul_flops_per_second": peaks,
-            "bytes_per_second": speed, "flops_and_least_bytes": counts, "rows": rows}
+            "flops_per_image": per_image, "rows": rows}
 
 
 def show(row, literal):
@@ -201,11 +158,11 @@ def main():
     args = parser.parse_intermixed_args()
     device = helpers.pick_device()
     vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
-    config = vitgan.Config.profile(args.profile, **fields(args.fields))
+    config = vitgan.Config.profile(args.profile, **helpers.parse_settings(" ".join(args.fields)))
     dtypes = args.dtypes or ["float32", "bfloat16"] + ["float16"] * (device.type == "cuda")
     found = table(vitgan, config, device, args.batch, dtypes, (False,) if args.eager else (False, True), args.literal)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    helpers.save_json(args.out, found)
+    args.out.write_text(json.dumps(found, indent=2) + "\n")
     print(f"{found['device']}, {found['threads']} threads, torch {found['torch']}, {found['date']}; written to {args.out}")
 
 

@@ -1,16 +1,15 @@
 """Training runs of the testbed (the `cpu` profile's networks), scored by a judge; appends a row for each to a CSV.
 
-    python tests/experiment.py lr_g=0.003 pool=class --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 256000 --seeds 0 1
-    python tests/experiment.py overlap=2 lr_g=0.003 lr_d=0.003 --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --seeds 0 1 --ablations all
+    python tests/experiments/run.py lr_g=0.003 pool=class --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 256000 --seeds 0 1
+    python tests/experiments/run.py overlap=2 lr_g=0.003 lr_d=0.003 --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --seeds 0 1 --ablations all
 
-FIELD=VALUE pairs, which come first, override the profile; --ablations take parts away (tests/ablations.py), whatever the pairs say. The judge
+FIELD=VALUE pairs, which come first, override the profile; --ablations take parts away (ablations.py), whatever the pairs say. The judge
 is a folder with judge.py (Fréchet distance in the features of a small CIFAR-10 classifier, printed as JSON); the score, cFD, is of 10,000
 EMA samples at each of the image counts. Without --judge it stays empty. Runs are not compiled unless told compile=True. A strip of samples
 of each run, and its logged losses and logits (curves.csv), are kept beside the CSV.
 """
 
 import argparse
-import ast
 import copy
 import csv
 import dataclasses
@@ -24,22 +23,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE)]
 import helpers  # noqa: E402
 from ablations import ABLATIONS  # noqa: E402
-
-
-def value(text):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def fields(pairs):
-    """["lr_g=0.003", "pool=class"] as a dict of Python values."""
-    return {name: value(text) for name, text in (pair.split("=", 1) for pair in pairs)}
 
 
 def settings_of(config):
@@ -49,7 +37,7 @@ def settings_of(config):
     return " ".join(f"{name}={value}" for name, value in vars(config).items() if name not in other and value != getattr(paper, name))
 
 
-def evidence(path=ROOT / "tests" / "evidence.csv"):
+def evidence(path=HERE / "evidence.csv"):
     """The rows of a CSV of experiments, as dicts of text."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -103,9 +91,9 @@ def experiment(args, ablation, seed):
     vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
     _, settings, patch = ABLATIONS[ablation]
     patch(vitgan)
-    config = vitgan.Config.profile(args.profile, **{"compile": False, "max_minutes": 1e6, "seed": seed, **fields(args.fields), **settings})
-    data = helpers.load_images(config.image_size, args.data)
-    config = vitgan.adapt(config, data)
+    fixed = {"data_dir": args.data} if args.data else {}
+    config, data = vitgan.configure(args.profile, **fixed | {"compile": False, "max_minutes": 1e6, "seed": seed}
+                                    | helpers.parse_settings(" ".join(args.fields)) | settings)
     images, folder = data.pixels.to(helpers.pick_device()), tempfile.mkdtemp(prefix="vitgan-")
     row = {"date": time.strftime("%Y-%m-%d"), "profile": args.profile, "data": data.name, "ablation": ablation,
            "fields": " ".join(args.fields), "settings": settings_of(config), "seed": seed, "threads": torch.get_num_threads()}
@@ -116,17 +104,18 @@ def experiment(args, ablation, seed):
             append(args.out, row | dict.fromkeys(RESULTS, "") | {"images": count, "note": str(error)})
             print(error)
             return
-        last, samples = run.history[-1], vitgan.sample(run.ema, vitgan.fixed_noise(config, 64))
+        last, samples = run.history[-1], vitgan.sample(run.G_ema, vitgan.fixed_noise(config, 64))
         row |= dict(zip(RESULTS, (
             run.images_seen, round(run.seconds / 60, 2), round(run.images_seen / run.seconds),
-            round(last["logit_real"] - last["logit_fake"], 3), round(last["swd"], 2), round(helpers.spread(samples), 3),
-            score(args.judge, vitgan, run.ema, config) if args.judge else "",
+            round(last["logit_real"] - last["logit_fake"], 3), round(last["swd"], 2), round(vitgan.batch_std(samples), 3),
+            score(args.judge, vitgan, run.G_ema, config) if args.judge else "",
             score(args.judge, vitgan, copy.deepcopy(run.G), config) if args.judge and ablation == "full" else "", "")))
         append(args.out, row)
         print(json.dumps(row), flush=True)
     append(args.out.with_name("curves.csv"), *curves(run, ablation))
     name = "-".join([ablation, *args.fields, str(seed)])
-    helpers.save_png(args.out.parent / "samples" / f"{name}.png", samples[:16], 16)
+    (args.out.parent / "samples").mkdir(exist_ok=True)
+    helpers.image_grid(samples[:16], 16, scale=3).save(args.out.parent / "samples" / f"{name}.png")
 
 
 RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, not its EMA; for the full model only

@@ -1,4 +1,4 @@
-"""README's animated latent walk, drawn by the shipped weights: `python tests/walk.py` writes assets/walk.gif."""
+"""README's animated latent walk, drawn by the shipped weights: `python tests/experiments/walk.py` writes assets/walk.gif."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import helpers  # noqa: E402
 
@@ -18,7 +18,7 @@ with torch.no_grad():
     w = G.mapping(torch.randn(stops * rows * columns, config.latent_dim)).unflatten(0, (stops, -1))
     eased = (1 - torch.linspace(0, torch.pi, between + 1)[:-1].cos()) / 2
     frames = [torch.lerp(a, b, t) for a, b in zip(w, w.roll(-1, 0)) for t in eased.tolist()]
-    pictures = [helpers.picture(helpers.to_uint8(G.synthesize(frame)), columns, enlarge=3) for frame in frames]
+    pictures = [helpers.image_grid(helpers.to_uint8(G.synthesize(frame)), columns, scale=3) for frame in frames]
 width, height = pictures[0].size
 together = Image.new("RGB", (width, height * stops))  # one palette for all frames
 for i, picture in enumerate(pictures[::between]):
