@@ -1,19 +1,20 @@
 """Training runs of the testbed (the `cpu` profile's networks), scored by a judge; appends a row for each to a CSV.
 
-    python tests/experiments/run.py lr_g=0.003 pool=class --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 256000 --seeds 0 1
-    python tests/experiments/run.py overlap=2 lr_g=0.003 lr_d=0.003 --data FOLDER --judge FOLDER_OF_JUDGE --images 96000 --seeds 0 1 --ablations all
+    python tests/experiments/run.py lr_g=0.003 pool=class --data FOLDER --judge FOLDER --images 96000 256000 --seeds 0 1
+    python tests/experiments/run.py overlap=2 lr_g=0.003 lr_d=0.003 --data FOLDER --judge FOLDER --images 96000 --ablations all
 
-FIELD=VALUE pairs, which come first, override the profile; --ablations take parts away (ablations.py), whatever the pairs say. The judge
-is a folder with judge.py (Fréchet distance in the features of a small CIFAR-10 classifier, printed as JSON); the score, cFD, is of 10,000
-EMA samples at each of the image counts. Without --judge it stays empty. Runs are not compiled unless told compile=True. A strip of samples
-of each run, and its logged losses and logits (curves.csv), are kept beside the CSV.
+FIELD=VALUE pairs come first and override the profile; --ablations take parts away (ablations.py), whatever the pairs say.
+The judge is a folder with judge.py, which prints {"cfd": ...} for an array of images; without it the score, cFD, stays empty. It
+is of 10,000 EMA samples after each number of images. Runs are not compiled unless told compile=True. A strip of samples of each
+run, and its logged losses (curves.csv), are kept beside the CSV. A row of evidence.csv is repeated by `--profile paper`, the
+pairs in its column `settings`, its ablation, images and seed (and compile=True where `fields` has it).
 """
-
 import argparse
 import copy
 import csv
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,17 +30,21 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 import helpers  # noqa: E402
 from ablations import ABLATIONS  # noqa: E402
 
+NO_RESULT = ("data_dir", "total_images", "max_minutes", "snapshot_minutes", "log_images", "compile", "seed", "flip")
+RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, full model only
+LOGGED = "images d_loss g_loss logit_real logit_fake".split()
+
 
 def settings_of(config):
     """What of `config` shapes a result and differs from the paper's settings, as FIELD=VALUE pairs."""
-    other = ("data_dir", "total_images", "max_minutes", "snapshot_minutes", "log_images", "compile", "seed", "flip")
     paper = type(config)()
-    return " ".join(f"{name}={value}" for name, value in vars(config).items() if name not in other and value != getattr(paper, name))
+    return " ".join(f"{name}={value}" for name, value in vars(config).items()
+                    if name not in NO_RESULT and value != getattr(paper, name))
 
 
 def evidence(path=HERE / "evidence.csv"):
     """The rows of a CSV of experiments, as dicts of text."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -48,7 +53,7 @@ def difference(row, config):
     theirs, ours = (dict(pair.split("=") for pair in text.split()) for text in (row["settings"], settings_of(config)))
     paper = type(config)()
     changed = [f"{name}={theirs.get(name, getattr(paper, name))}" for name in theirs | ours if theirs.get(name) != ours.get(name)]
-    return ", ".join([*changed, *([row["note"]] if row["note"] else [])])
+    return ", ".join(changed + [row["note"]] * bool(row["note"]))
 
 
 def scores(rows, images, label):
@@ -61,70 +66,59 @@ def scores(rows, images, label):
 
 
 def score(judge, vitgan, G, config, n=10_000):
-    samples = vitgan.sample(G.eval(), vitgan.fixed_noise(config, n, seed=123))
+    """cFD of n samples of G."""
     with tempfile.TemporaryDirectory() as folder:
-        np.save(f"{folder}/samples.npy", samples.numpy())
-        out = subprocess.run([sys.executable, Path(judge) / "judge.py", f"{folder}/samples.npy"],
-                             check=True, capture_output=True, text=True).stdout
-    return json.loads(out)["cfd"]
+        np.save(f"{folder}/samples.npy", vitgan.sample(G.eval(), vitgan.fixed_noise(config, n, seed=123)).numpy())
+        command = [sys.executable, Path(judge) / "judge.py", f"{folder}/samples.npy"]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)["cfd"]
 
 
 def append(path, *rows):
     """Add rows, dicts with the same keys, to a CSV, with a header when the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
-    with open(path, "a", newline="") as file:
+    with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)
 
 
-def curves(run, ablation):
-    """The log of a run as rows of curves.csv."""
-    who = {"ablation": ablation, "seed": run.config.seed}
-    return [who | {name: round(entry[name], 4) for name in LOGGED} for entry in run.history]
-
-
-def experiment(args, ablation, seed):
-    """Train with one part taken away, and append a row for each image count."""
+def experiment(args, ablation, seed, folder):
+    """Train in `folder` with one part taken away, and append a row for each number of images."""
     vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
     _, settings, patch = ABLATIONS[ablation]
     patch(vitgan)
-    fixed = {"data_dir": args.data} if args.data else {}
-    config, data = vitgan.configure(args.profile, **fixed | {"compile": False, "max_minutes": 1e6, "seed": seed}
-                                    | helpers.parse_settings(" ".join(args.fields)) | settings)
-    images, folder = data.pixels.to(helpers.pick_device()), tempfile.mkdtemp(prefix="vitgan-")
+    chosen = {"compile": False, "max_minutes": 1e6, "seed": seed} | helpers.parse_settings(shlex.join(args.fields)) | settings
+    config = vitgan.Config.profile(args.profile, **chosen)
+    data = helpers.load_images(config.image_size, args.data or config.data_dir)
+    config, images = vitgan.Config.profile(args.profile, data, **chosen), data.pixels.to(helpers.pick_device())
     row = {"date": time.strftime("%Y-%m-%d"), "profile": args.profile, "data": data.name, "ablation": ablation,
-           "fields": " ".join(args.fields), "settings": settings_of(config), "seed": seed, "threads": torch.get_num_threads()}
-    for count in sorted(args.images):
+           "fields": " ".join(args.fields), "settings": settings_of(config), "seed": config.seed, "threads": torch.get_num_threads()}
+    for count in sorted(args.images):  # each goes on from the checkpoint of the one before
         try:
-            run = vitgan.train(dataclasses.replace(config, total_images=count), images, folder)
+            state = vitgan.train(dataclasses.replace(config, total_images=count), images, folder)
         except FloatingPointError as error:
             append(args.out, row | dict.fromkeys(RESULTS, "") | {"images": count, "note": str(error)})
-            print(error)
-            return
-        last, samples = run.history[-1], vitgan.sample(run.G_ema, vitgan.fixed_noise(config, 64))
+            return print(error)
+        last, samples = state.history[-1], vitgan.sample(state.G_ema, vitgan.fixed_noise(config, 64))
         row |= dict(zip(RESULTS, (
-            run.images_seen, round(run.seconds / 60, 2), round(run.images_seen / run.seconds),
+            state.images_seen, round(state.seconds / 60, 2), round(state.images_seen / state.seconds),
             round(last["logit_real"] - last["logit_fake"], 3), round(last["swd"], 2), round(vitgan.batch_std(samples), 3),
-            score(args.judge, vitgan, run.G_ema, config) if args.judge else "",
-            score(args.judge, vitgan, copy.deepcopy(run.G), config) if args.judge and ablation == "full" else "", "")))
+            score(args.judge, vitgan, state.G_ema, config) if args.judge else "",
+            score(args.judge, vitgan, copy.deepcopy(state.G), config) if args.judge and ablation == "full" else "", "")))
         append(args.out, row)
         print(json.dumps(row), flush=True)
-    append(args.out.with_name("curves.csv"), *curves(run, ablation))
-    name = "-".join([ablation, *args.fields, str(seed)])
-    (args.out.parent / "samples").mkdir(exist_ok=True)
-    helpers.image_grid(samples[:16], 16, scale=3).save(args.out.parent / "samples" / f"{name}.png")
+    who = {"ablation": ablation, "seed": config.seed}
+    append(args.out.with_name("curves.csv"), *(who | {name: round(entry[name], 4) for name in LOGGED} for entry in state.history))
+    strip = args.out.parent / "samples" / ("-".join([ablation, *args.fields, str(config.seed)]) + ".png")
+    strip.parent.mkdir(exist_ok=True)
+    helpers.image_grid(samples[:16], 16, scale=3).save(strip)
 
 
-RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, not its EMA; for the full model only
-LOGGED = "images d_loss g_loss logit_real logit_fake".split()
-
-
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="", help="folder of images; default: CIFAR-10, else digits")
+    parser.add_argument("--data", default="", help="folder of images; default: the profile's")
     parser.add_argument("--judge", help="folder that holds judge.py")
     parser.add_argument("--images", type=int, nargs="+", default=[96_000], help="score after so many images")
     parser.add_argument("--profile", default="cpu")
@@ -132,10 +126,11 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiments" / "evidence.csv")
     parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(words)
     for ablation in ABLATIONS if "all" in args.ablations else args.ablations:
         for seed in args.seeds:
-            experiment(args, ablation, seed)
+            with tempfile.TemporaryDirectory(prefix="vitgan-") as folder:
+                experiment(args, ablation, seed, folder)
 
 
 if __name__ == "__main__":
