@@ -1,0 +1,120 @@
+"""The experiments: each ablation changes what it says and trains, a run leaves a row, the benchmark's shares are shares."""
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+from conftest import NOTEBOOK, ROOT
+
+import helpers
+
+sys.path.insert(0, str(ROOT / "tests" / "experiments"))
+import ablations  # noqa: E402
+import benchmark  # noqa: E402
+import run  # noqa: E402
+
+SMALL = dict(image_size=16, width=16, heads=2, depth=1, latent_dim=16, batch_size=4, precision="float32")
+IMAGES = torch.randint(256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def ablated(name):
+    """(definitions with the ablation, its state on 16x16 images)."""
+    vitgan = helpers.load_definitions(NOTEBOOK)
+    _, settings, patch = ablations.ABLATIONS[name]
+    patch(vitgan)
+    return vitgan, vitgan.TrainState(vitgan.Config.profile("smoke", **SMALL | settings), IMAGES)
+
+
+def attention_rows(vitgan, state):
+    """How much attention each token of D gives in all, by values of one: [N]."""
+    layer = state.D.blocks[0].attention.eval()
+    layer.value.weight.data.zero_()
+    layer.value.bias.data.fill_(1)
+    layer.out.forward = lambda y: y
+    return layer(torch.randn(1, 16, 16))
+
+
+CHANGES = {
+    "full": lambda v, s: hasattr(s.D.head, "u") and s.G.decoder.out.demodulate is False,
+    "plain-sn": lambda v, s: torch.linalg.matrix_norm(s.D.head.effective_weight(), 2).item() == pytest.approx(1, rel=1e-3),
+    "no-sn": lambda v, s: not hasattr(s.D.head, "u"),
+    "dot": lambda v, s: hasattr(s.D.blocks[0].attention, "key"),
+    "sqrt-d": lambda v, s: s.D.blocks[0].attention.exponent == 0.5,
+    "plus-sign": lambda v, s: v.l2_attention(torch.tensor([[[[0.0], [9.0]]]]), torch.tensor([[[[0.0], [1.0]]]]))[0, 0, 0] > 0.9,
+    "untied": lambda v, s: attention_rows(v, s).allclose(torch.ones(())) and hasattr(s.D.blocks[0].attention, "key"),
+    "plus-distance": lambda v, s: attention_rows(v, s).allclose(torch.tensor(8**-0.5)),
+    "no-overlap": lambda v, s: s.D.embed.weight.shape[1] == 3 * 4**2,
+    "conv": lambda v, s: s.D.blocks[0].skip.bias is None and not hasattr(s.D, "embed"),
+    "no-bcr": lambda v, s: "bcr" not in v.train_step(s, IMAGES),
+    "no-augment": lambda v, s: "bcr" not in v.train_step(s, IMAGES) and s.config.adversarial_on == "plain",
+    "r1": lambda v, s: v.train_step(s, IMAGES)["r1"] > 0,
+    "r3gan": lambda v, s: v.discriminator_loss(s.D, *[torch.randn(4, 3, 16, 16)] * 2, s.config)[1].keys() == {
+        "d_loss", "logit_real", "logit_fake"},
+    "one-sln": lambda v, s: s.G.blocks[0].norm1 is s.G.blocks[0].norm2,
+    "no-equalized": lambda v, s: s.G.mapping.layers[0].scale == 1 and s.G.mapping.layers[0].weight.std() < 0.5,
+    "no-mapping": lambda v, s: not [*s.G.mapping.parameters()],
+    "free-positions": lambda v, s: s.G.positions.table.requires_grad and s.D.positions.table.requires_grad,
+    "additive": lambda v, s: s.G.decoder.out.style.weight.shape[0] == 3,
+    "linear": lambda v, s: s.G.decoder.weight.shape == (48, 16),
+    "two-hidden": lambda v, s: len(s.G.decoder.hidden) == 2,
+    "demodulate": lambda v, s: s.G.decoder.hidden[0].demodulate and not s.G.decoder.out.demodulate,
+}
+
+
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
+def test_ablation_trains_and_changes_what_it_says(name):
+    vitgan, state = ablated(name)
+    before = [p.detach().clone() for network in (state.G, state.D) for p in network.parameters()]
+    losses = vitgan.train_step(state, IMAGES)
+    assert {"d_loss", "g_loss", "logit_real", "logit_fake"} <= losses.keys() and all(map(torch.isfinite, losses.values()))
+    after = [p for network in (state.G, state.D) for p in network.parameters()]
+    assert sum(not torch.equal(a, b) for a, b in zip(before, after)) > len(after) / 2
+    assert vitgan.sample(state.G_ema, torch.randn(2, 16)).shape == (2, 3, 16, 16)
+    assert CHANGES[name](vitgan, state)
+
+
+def test_conv_refuses_batches_that_groups_do_not_divide():
+    vitgan = helpers.load_definitions(NOTEBOOK)
+    ablations.convolutional(vitgan)
+    with pytest.raises(ValueError, match="batch_size=6"):
+        vitgan.Discriminator(vitgan.Config.profile("smoke", batch_size=6))
+    with pytest.raises(ValueError, match="image_size=24"):
+        vitgan.Discriminator(vitgan.Config.profile("smoke", image_size=24))
+    with pytest.raises(ValueError, match="batch_size=3"):
+        ablations.minibatch_std(torch.randn(3, 2, 4, 4))
+
+
+def test_minibatch_std_does_not_mix_real_and_fake():
+    _, state = ablated("conv")
+    real, fake, other = torch.randn(3, 4, 3, 16, 16)
+    assert torch.equal(state.D(torch.cat([real, fake]))[:4], state.D(torch.cat([real, other]))[:4])
+    h = torch.randn(8, 5, 4, 4)
+    expected = torch.stack([(half.var(0, correction=0) + 1e-8).sqrt().mean() for half in h.split(4)])
+    torch.testing.assert_close(ablations.minibatch_std(h)[::4, 0, 0, 0], expected)
+
+
+def test_run_appends_a_row_for_each_number_of_images(tmp_path):
+    words = "batch_size=8 width=16 --profile smoke --images 16 32 --seeds 3 --ablations no-overlap --out".split()
+    run.main([*words, str(tmp_path / "evidence.csv")])
+    first, second = run.evidence(tmp_path / "evidence.csv")
+    assert list(first) == list(run.evidence()[0]) and (first["images"], second["images"]) == ("16", "32")
+    assert first["ablation"] == "no-overlap" and "overlap=0" in first["settings"] and first["seed"] == "3" and not first["cfd"]
+    assert len(run.evidence(tmp_path / "curves.csv")) >= 2 and len([*tmp_path.glob("samples/*.png")]) == 1
+
+
+def test_benchmark_has_a_literal_row_and_shares_of_at_most_one(vitgan, make_config):
+    namespace = types.SimpleNamespace(**vars(vitgan))
+    found = benchmark.table(namespace, make_config(), torch.device("cpu"), [4], ["float32"], [False], 4, min_run_time=0.01)
+    assert [row["code"] for row in found["rows"]] == ["literal", "notebook"]
+    assert found["rows"][0]["share_of_peak"] is None and 0 < found["rows"][1]["share_of_peak"] <= 1
+    json.dumps(found)
+
+
+def test_every_row_of_the_evidence_can_be_repeated(vitgan):
+    for row in run.evidence():
+        settings = helpers.parse_settings(row["settings"])
+        again = vitgan.Config.profile("paper", **settings | ablations.ABLATIONS[row["ablation"]][1])
+        assert run.settings_of(again) == row["settings"] and not run.difference(row | {"note": ""}, again)
+        vitgan.Config.profile(row["profile"], **helpers.parse_settings(row["fields"]))
