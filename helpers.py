@@ -253,8 +253,8 @@ def run_notebook(path):
             return super().process_message(message, cell, cell_index)
 
     def show_title(cell, cell_index):
-        if cell.cell_type == "markdown" and cell.source.startswith("## "):
-            print("\n" + cell.source.splitlines()[0], flush=True)
+        for title in re.findall("^## .*", cell.source, re.M) if cell.cell_type == "markdown" else []:
+            print("\n" + title, flush=True)
 
     def interrupt(*_):  # the kernel does not hear the terminal's Ctrl-C; a second one ends everything
         signal.signal(signal.SIGINT, signal.default_int_handler)
