@@ -239,10 +239,10 @@ def show_figure(caption):
 
 def run_notebook(path):
     """Execute the notebook and show its progress; write it, also after an error, into the run's folder; returns where."""
+    import nbclient
     import nbformat
-    from nbclient import NotebookClient
 
-    class LiveClient(NotebookClient):
+    class LiveClient(nbclient.NotebookClient):
         def process_message(self, message, cell, cell_index):
             content = message["content"]
             bar = content.get("data", {}).get("state", {}).get("value")  # the text of tqdm's progress bar
@@ -266,6 +266,8 @@ def run_notebook(path):
     signal.signal(signal.SIGINT, interrupt)
     try:
         client.execute()
+    except nbclient.exceptions.CellExecutionError as error:
+        sys.exit(f"{error.ename}: {error.evalue}")
     finally:
         printed = "\n".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
         out = path.parent / re.findall("^run folder: (.*)", "run folder: runs\n" + printed, re.M)[-1] / path.name
@@ -281,7 +283,7 @@ def main(words):
         return print(__doc__)
     try:
         settings, vitgan = parse_settings(shlex.join(words)), load_definitions(notebook)
-        if settings.get("data_dir", "digits") != "digits":  # a relative folder is the caller's
+        if settings.get("data_dir", "") not in ("", "digits"):  # a relative folder is the caller's
             settings["data_dir"] = str(Path(settings["data_dir"]).expanduser().resolve())
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             return vitgan.train_from(settings)
