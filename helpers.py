@@ -5,6 +5,7 @@
 Helpers: devices, data, checkpoints, figures. Images are uint8 [n, 3, S, S], or float [B, 3, S, S] in [-1, 1] in networks.
 """
 import ast
+import asyncio
 import html
 import json
 import linecache
@@ -251,19 +252,18 @@ def run_notebook(path):
             elif message["msg_type"] == "comm_msg" and isinstance(bar, str) and "images" in bar:
                 print("\r" + html.unescape(bar), end="", flush=True)
             return super().process_message(message, cell, cell_index)
-
     def show_title(cell, cell_index):
         for title in re.findall("^## .*", cell.source, re.M) if cell.cell_type == "markdown" else []:
             print("\n" + title, flush=True)
-
-    def interrupt(*_):  # the kernel does not hear the terminal's Ctrl-C; a second one ends everything
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def pass_on(loop):  # the kernel does not hear the terminal's Ctrl-C; a second one ends everything
+        loop.remove_signal_handler(signal.SIGINT)
         os.kill(client.km.provisioner.pid, signal.SIGINT)
-
+    def listen(notebook):  # instead of nbclient, which would end the kernel
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, pass_on, asyncio.get_running_loop())
     notebook = nbformat.read(path, as_version=4)
     client = LiveClient(notebook, timeout=None, resources={"metadata": {"path": str(path.parent)}},
-                        extra_arguments=["--IPKernelApp.log_level=ERROR"], on_cell_start=show_title)
-    signal.signal(signal.SIGINT, interrupt)
+                        extra_arguments=["--IPKernelApp.log_level=ERROR"], on_cell_start=show_title,
+                        on_notebook_start=listen if os.name == "posix" else None)
     try:
         client.execute()
     except nbclient.exceptions.CellExecutionError as error:
