@@ -23,15 +23,15 @@ def test_config_names_field_value_and_what_is_allowed(make_config, field, value,
     assert f"{field}={value!r}" in named and allowed in rule and rule.endswith(".") and "\n" not in rule
 
 
-def test_config_is_frozen_checks_replacements_and_has_at_most_27_fields(vitgan, config):
-    assert len(dataclasses.fields(vitgan.Config)) <= 27
+def test_config_is_frozen_checks_replacements_and_has_at_most_28_fields(vitgan, config):
+    assert len(dataclasses.fields(vitgan.Config)) <= 28
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.width = 17
     with pytest.raises(ValueError, match="heads=5"):
         dataclasses.replace(config, heads=5)
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "colab", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "tiny", "cpu", "colab", "paper"])
 def test_config_profile_builds_networks_that_fit_each_other(vitgan, name):
     c = vitgan.Config.profile(name)
     with torch.device("meta"):
@@ -41,7 +41,7 @@ def test_config_profile_builds_networks_that_fit_each_other(vitgan, name):
 
 
 @pytest.mark.parametrize("name, overrides, sentence", [
-    ("colb", {}, "'colb' is no profile; did you mean colab?"), ("zzz", {}, "paper or colab or cpu or smoke?"),
+    ("colb", {}, "'colb' is no profile; did you mean colab?"), ("zzz", {}, "paper or colab or tiny or cpu or smoke?"),
     ("cpu", {"blocks_": 1, "lr": 1.0}, "'blocks_' is no setting"), ("cpu", {"lr_gg": 1.0}, "did you mean lr_g?")])
 def test_config_profile_suggests_the_nearest_name(vitgan, name, overrides, sentence):
     with pytest.raises(ValueError) as caught:

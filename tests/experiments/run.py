@@ -1,4 +1,4 @@
-"""Training runs of the testbed (the `cpu` profile's networks), scored by a judge; appends a row for each to a CSV.
+"""Training runs of the testbed (the `tiny` profile's networks), scored by a judge; appends a row for each to a CSV.
 
     python tests/experiments/run.py lr_g=0.003 pool=class --data FOLDER --judge FOLDER --images 96000 256000 --seeds 0 1
     python tests/experiments/run.py overlap=2 lr_g=0.003 lr_d=0.003 --data FOLDER --judge FOLDER --images 96000 --ablations all
@@ -121,7 +121,7 @@ def main(words=None):
     parser.add_argument("--data", default="", help="folder of images; default: the profile's")
     parser.add_argument("--judge", help="folder that holds judge.py")
     parser.add_argument("--images", type=int, nargs="+", default=[96_000], help="score after so many images")
-    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--profile", default="tiny")
     parser.add_argument("--ablations", nargs="+", default=["full"], choices=[*ABLATIONS, "all"], metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiments" / "evidence.csv")
