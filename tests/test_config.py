@@ -41,7 +41,7 @@ def test_config_profile_builds_networks_that_fit_each_other(vitgan, name):
 
 
 @pytest.mark.parametrize("name, overrides, sentence", [
-    ("colb", {}, "'colb' is no profile; did you mean colab?"), ("zzz", {}, "paper or colab or tiny or cpu or smoke?"),
+    ("colb", {}, "'colb' is no profile; did you mean colab?"), ("zzz", {}, "paper or colab or cpu or tiny or smoke?"),
     ("cpu", {"blocks_": 1, "lr": 1.0}, "'blocks_' is no setting"), ("cpu", {"lr_gg": 1.0}, "did you mean lr_g?")])
 def test_config_profile_suggests_the_nearest_name(vitgan, name, overrides, sentence):
     with pytest.raises(ValueError) as caught:
