@@ -32,7 +32,7 @@ def test_mapping_network_learns_a_hundredth_as_fast(vitgan):
 
 
 def test_fourier_features_span_the_square_row_by_row_and_differ_everywhere(vitgan):
-    assert vitgan.coordinate_grid(2).tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
+    assert vitgan.coordinate_grid(2).tolist() == [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]]
     assert vitgan.coordinate_grid(1).tolist() == [[0, 0]]
     features = vitgan.FourierFeatures(8, 32)
     table = features()
@@ -125,7 +125,7 @@ def test_truncation_psi_moves_towards_the_mean_of_w(vitgan, config):
 
 def test_w_avg_follows_the_mean_of_w_in_training_and_stands_still_after(vitgan, config):
     G = vitgan.Generator(config)
-    G.synthesize = lambda w: w  # only the first half of the forward pass matters here
+    G.synthesize = lambda w, zoom: w  # only the first half of the forward pass matters here
     for _ in range(1500):  # 0.998^1500 = 5% of the start is left
         G(torch.randn(16, config.latent_dim))
     expected = G.mapping(torch.randn(4096, config.latent_dim)).mean(0).detach()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import matplotlib.pyplot as plt
 import pytest
@@ -63,7 +64,7 @@ def names(*planted):
     exec(source, space)
     data = helpers.load_images(16, "digits")
     config = space["Config"].profile("smoke", data, total_images=64)
-    return space | dict(plt=plt, device=torch.device("cpu"), dtype=torch.float32, hardware="", profile="smoke",
+    return space | dict(plt=plt, sys=sys, device=torch.device("cpu"), dtype=torch.float32, hardware="", profile="smoke",
                         drive=False, data=data, config=config, images=data.pixels)
 
 
