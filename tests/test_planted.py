@@ -60,9 +60,8 @@ def names(*planted):
         source = source.replace(right, wrong)
     exec(source, space := {"__name__": "planted"})
     data = helpers.load_images(16, "digits")
-    config = space["Config"].profile("smoke", data, total_images=64)
-    return space | dict(plt=plt, device=torch.device("cpu"), dtype=torch.float32, hardware="", profile="smoke",
-                        drive=False, data=data, config=config, images=data.pixels)
+    return space | dict(plt=plt, device=torch.device("cpu"), dtype=torch.float32, hardware="", drive=False, profile="smoke",
+                        config=space["Config"].profile("smoke", data, total_images=64), data=data, images=data.pixels)
 
 
 def run_checks(section, space):

@@ -65,10 +65,9 @@ def scores(rows, images, label):
 
 
 def score(vitgan, G, config):
-    """cFD of samples of G; "" at a size for which there is none."""
-    if config.image_size not in judge.SIZES:
-        return ""
-    return round(judge.cfd(vitgan.sample(G.eval(), vitgan.fixed_noise(config, SAMPLES, seed=123))), 2)
+    """cFD of samples of G; None at a size for which there is none."""
+    if config.image_size in judge.SIZES:
+        return round(judge.cfd(vitgan.sample(G.eval(), vitgan.fixed_noise(config, SAMPLES, seed=123))), 2)
 
 
 def append(path, *rows):
