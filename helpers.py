@@ -104,10 +104,10 @@ Images = namedtuple("Images", ["pixels", "name"])  # uint8 [n, 3, S, S] and what
 
 def load_images(size, data_dir=""):
     """`Images` at size x size: all below the folder `data_dir`; "": CIFAR-10, or with a warning, and for "digits": digits."""
+    socket.setdefaulttimeout(20)  # a server that stays silent must not hang the notebook
     if data_dir and data_dir != "digits":
         return load_folder(data_dir, size)
     if not data_dir:
-        socket.setdefaulttimeout(20)  # a server that stays silent must not hang the notebook
         try:
             return Images(resize(CIFAR10("data", download=True).data, size), "CIFAR-10")
         except (OSError, RuntimeError) as error:

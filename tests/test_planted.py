@@ -11,13 +11,12 @@ from conftest import NOTEBOOK
 
 import helpers
 
-CELLS, heading = [], ""  # (section, kind, source) of each cell; of headings in one cell, the last counts
+CELLS, heading = [], ""  # (section, kind and tags, source) of each cell; of headings in one cell, the last counts
 for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
     text = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         heading = ([heading] + re.findall(r"^##+ (\S+?)\.? ", text, re.M))[-1]
-    tagged = "definition" in cell["metadata"].get("tags", [])
-    CELLS.append((heading, "definition" if tagged else cell["cell_type"], text))
+    CELLS.append((heading, [cell["cell_type"], *cell["metadata"].get("tags", [])], text))
 TABLE = dict(re.findall(r"^\| (.+?) \|.*\|(.+?\]\(#.+?)\|$", "\n".join(t for s, _, t in CELLS if s == "11"), re.M))
 BEFORE = {"6.2": ["6.1"], "9": ["8"]}  # whose cells a section's cells need
 SMALL_WEIGHTS = "nn.init.uniform_(self.hidden[0].linear.weight, -(6 / width)**0.5 / 30, (6 / width)**0.5 / 30)"
@@ -56,32 +55,27 @@ PLANTED = [  # words of the mistake in the table, the section that catches it, a
 
 def names(*planted):
     """The notebook's names before section 4, in the smoke profile, with wrong code planted in the definitions."""
-    source = "\n\n".join(text for _, kind, text in CELLS if kind == "definition")
+    source = "\n\n".join(text for _, kind, text in CELLS if "definition" in kind)
     for right, wrong in planted:
         assert source.count(right) == 1, f"{right!r} occurs {source.count(right)} times"
         source = source.replace(right, wrong)
-    space = {"__name__": "planted"}
-    exec(source, space)
+    exec(source, space := {"__name__": "planted"})
     data = helpers.load_images(16, "digits")
-    config = space["Config"].profile("smoke", data, total_images=64)
-    return space | dict(plt=plt, sys=sys, device=torch.device("cpu"), dtype=torch.float32, hardware="", profile="smoke",
-                        drive=False, data=data, config=config, images=data.pixels)
+    return space | dict(plt=plt, sys=sys, device=torch.device("cpu"), dtype=torch.float32, hardware="", drive=False, profile="smoke",
+                        config=space["Config"].profile("smoke", data, total_images=64), data=data, images=data.pixels)
 
 
 def run_checks(section, space):
     """Execute the code cells below a heading that are no definitions."""
-    found = [text for place, kind, text in CELLS if kind == "code" and (place + ".").startswith(section + ".")]
-    assert found, f"section {section} has no check"
-    for text in found:
-        exec(text, space)
+    for place, kind, text in CELLS:
+        if (place + ".").startswith(section + ".") and "code" in kind and "definition" not in kind:
+            exec(text, space)
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("VITGAN_RUNS", str(tmp_path))
     monkeypatch.chdir(NOTEBOOK.parent)
-    yield
-    plt.close("all")
 
 
 @pytest.mark.parametrize("section", dict.fromkeys(section for _, section, *_ in PLANTED))
@@ -91,8 +85,7 @@ def test_checks_pass_without_mistakes(section):
         run_checks(needed, space)
 
 
-@pytest.mark.parametrize("row, section, planted", [(row, section, pairs) for row, section, *pairs in PLANTED],
-                         ids=[row for row, *_ in PLANTED])
+@pytest.mark.parametrize("row, section, planted", [(row, section, pairs) for row, section, *pairs in PLANTED])
 def test_check_catches(row, section, planted):
     assert [f"[{section}](#" in caught for mistake, caught in TABLE.items() if row in mistake] == [True]
     space = names(*planted)

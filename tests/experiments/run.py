@@ -4,10 +4,9 @@
     python tests/experiments/run.py overlap=2 lr_g=0.003 lr_d=0.003 --data FOLDER --images 96000 --ablations all
 
 FIELD=VALUE pairs come first and override the profile; --ablations take parts away (ablations.py), whatever they say.
-The score is of 10,000 EMA samples after each number of images; at sizes other than 16 and 32 it stays empty. Runs are
-not compiled unless told compile=True. A strip of samples of each run and its logged losses (curves.csv) are kept beside
-the CSV. A row of evidence.csv is repeated by `--profile paper`, the pairs in its column `settings`, its ablation,
-images and seed (and compile=True where `fields` has it).
+The score is of 10,000 EMA samples; at sizes other than 16 and 32 it stays empty. Nothing is compiled without compile=True.
+A strip of samples of each run and its logged losses (curves.csv) are kept beside the CSV. A row of evidence.csv is repeated
+by `--profile paper`, the pairs in its column `settings`, its ablation, images, seed (and compile=True if `fields` has it).
 """
 import argparse
 import copy
@@ -66,10 +65,9 @@ def scores(rows, images, label):
 
 
 def score(vitgan, G, config):
-    """cFD of samples of G; "" at a size for which there is none."""
-    if config.image_size not in judge.SIZES:
-        return ""
-    return round(judge.cfd(vitgan.sample(G.eval(), vitgan.fixed_noise(config, SAMPLES, seed=123))), 2)
+    """cFD of samples of G; None at a size for which there is none."""
+    if config.image_size in judge.SIZES:
+        return round(judge.cfd(vitgan.sample(G.eval(), vitgan.fixed_noise(config, SAMPLES, seed=123))), 2)
 
 
 def append(path, *rows):
