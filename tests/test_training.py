@@ -232,3 +232,10 @@ def test_pick_dtype_takes_bfloat16_only_where_a_gpu_has_it(monkeypatch, native, 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     assert helpers.pick_dtype(torch.device("cuda")) == dtype
     assert helpers.pick_dtype(torch.device("cuda"), "float32") == torch.float32
+
+
+@pytest.mark.parametrize("seconds, dtype", [((2.0, 1.0), torch.bfloat16), ((1.0, 2.0), torch.float32)])
+def test_pick_dtype_takes_the_faster_of_two_formats_on_a_cpu(monkeypatch, seconds, dtype):
+    times = iter(seconds)  # of a float32 product, then of a bfloat16 one
+    monkeypatch.setattr(helpers.timeit, "repeat", lambda *args, **kwargs: [next(times)])
+    assert helpers.pick_dtype(torch.device("cpu")) == dtype

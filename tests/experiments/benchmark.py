@@ -74,9 +74,6 @@ def measure(vitgan, config, device, literal, min_run_time):
     state, images = new_state(vitgan, config, device)
     row = {"code": "literal" if literal else "compiled" if config.compile else "notebook", "dtype": config.precision,
            "batch": config.batch_size, "memory_mib": None}
-    if config.compile:
-        state.G.compile(dynamic=False)
-        state.D.compile(dynamic=False)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     step = (lambda: reference.training_step(state, images, vitgan)) if literal else (lambda: vitgan.train_step(state, images))
