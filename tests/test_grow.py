@@ -28,6 +28,7 @@ def test_grow_keeps_the_generators_layout_and_its_average(vitgan, new_state):
         torch.testing.assert_close(new(z), old(z, zoom=2))
         assert (F.avg_pool2d(new(z), 2) - old(z)).square().mean() < 0.05 * old(z).var()
     assert state.grown and not any(p.requires_grad for p in state.G_ema.parameters())
+    assert state.opt_G.param_groups[0]["lr"] == state.config.lr_g / 2
 
 
 def test_train_grows_on_time_and_resumes_to_the_same_bits_on_both_sides_of_it(train, tmp_path):
