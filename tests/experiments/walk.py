@@ -11,14 +11,14 @@ sys.path.insert(0, str(ROOT))
 import helpers  # noqa: E402
 
 vitgan = helpers.load_definitions(ROOT / "ViTGAN_CIFAR10.ipynb")
-G, config, _ = vitgan.load_generator(ROOT / "assets" / "vitgan-16.safetensors")
+G, config, _ = vitgan.load_generator(ROOT / "assets" / "vitgan-32.safetensors")
 torch.manual_seed(7)
-stops, rows, columns, between = 4, 3, 12, 10
+stops, rows, columns, between = 4, 3, 10, 8
 with torch.no_grad():
     w = G.mapping(torch.randn(stops * rows * columns, config.latent_dim)).unflatten(0, (stops, -1))
     eased = (1 - torch.linspace(0, torch.pi, between + 1)[:-1].cos()) / 2
     frames = [torch.lerp(a, b, t) for a, b in zip(w, w.roll(-1, 0)) for t in eased.tolist()]
-    pictures = [helpers.image_grid(helpers.to_uint8(G.synthesize(frame)), columns, scale=3) for frame in frames]
+    pictures = [helpers.image_grid(helpers.to_uint8(G.synthesize(frame)), columns, scale=2) for frame in frames]
 width, height = pictures[0].size
 together = Image.new("RGB", (width, height * stops))  # one palette for all frames
 for i, picture in enumerate(pictures[::between]):
