@@ -1,5 +1,5 @@
 """python helpers.py [NAME=VALUE ...] runs the notebook: trains, evaluates, leaves everything in one folder.
-  profile=cpu|colab|paper|smoke   data_dir=FOLDER (your own images)   minutes=30   seed=1
+  profile=cpu|tiny|colab|paper|smoke   data_dir=FOLDER (your own images)   minutes=30   seed=1
   and every field of Config in section 2 of the notebook, for example lr_g=0.003 image_size=24
 Helpers: devices, data, checkpoints, figures. Images are uint8 [n, 3, S, S], or float [B, 3, S, S] in [-1, 1] in networks.
 """

@@ -14,6 +14,7 @@ import helpers
 sys.path.insert(0, str(ROOT / "tests" / "experiments"))
 import ablations  # noqa: E402
 import benchmark  # noqa: E402
+import gpu  # noqa: E402
 import judge  # noqa: E402
 import run  # noqa: E402
 
@@ -126,6 +127,39 @@ def test_benchmark_has_a_literal_row_and_shares_of_at_most_one(vitgan, make_conf
     assert [row["code"] for row in found["rows"]] == ["literal", "notebook"]
     assert found["rows"][0]["share_of_peak"] is None and 0 < found["rows"][1]["share_of_peak"] <= 1
     json.dumps(found)
+
+
+def test_gpu_passes_its_checks_and_writes_them(tmp_path):
+    assert not gpu.main(["--small", "--out", str(tmp_path / "gpu.json")])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(found["checks"]) >= 6 and not found["skipped"] and found["speed"]["smoke"][0]["attention"]["apart"] < 1e-4
+    assert not gpu.main(["--small", "--limit", "0", "--out", str(tmp_path / "gpu.json")])
+    assert len(json.loads((tmp_path / "gpu.json").read_text())["skipped"]) >= 7
+
+
+def test_gpu_sees_what_is_wrong(tmp_path, monkeypatch):
+    broken = helpers.load_definitions(NOTEBOOK)
+    broken.grow = lambda state: state.build(grown=True)
+    monkeypatch.setattr(gpu, "checks", lambda *_: [("a", 0.0, lambda: gpu.grown_equals_small(broken, torch.device("cpu"))),
+                                                   ("b", 0.0, lambda: 1 / 0), ("c", 0.0, lambda: float("nan"))])
+    monkeypatch.setattr(gpu, "speed", lambda *_: {})
+    assert gpu.main(["--small", "--out", str(tmp_path / "gpu.json")])
+    checks = json.loads((tmp_path / "gpu.json").read_text())["checks"]
+    assert not any(check["ok"] for check in checks) and "ZeroDivisionError" in checks[1]["note"]
+
+
+def test_gpu_trains_a_profile_and_scores_its_snapshots(tmp_path):
+    (tmp_path / "cifar").mkdir()
+    for i, image in enumerate(helpers.photo_crops(8, 16)):
+        helpers.image_grid(image[None]).save(tmp_path / "cifar" / f"{i}.png")
+    assert not gpu.main(f"--train smoke --minutes 0.01 --data {tmp_path / 'cifar'} --out {tmp_path / 'gpu.json'}".split())
+    last = json.loads((tmp_path / "gpu.json").read_text())["curve"][-1]
+    assert last["cfd"] > 1000 and last["size"] == 16 and (tmp_path / "gpu-smoke" / "generator.safetensors").exists()
+
+
+def test_the_largest_batch_follows_from_two_measured_ones():
+    rows = [{"batch": batch, "memory_mib": 1024 + 8 * batch} for batch in (8, 64, 512)]
+    assert gpu.batch_that_fits(rows, 16) == (15 - 1) * 128
 
 
 def test_every_row_of_the_evidence_can_be_repeated(vitgan):

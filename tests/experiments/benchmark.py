@@ -68,11 +68,15 @@ def flops_per_image(vitgan, config, device):
     return flops.get_total_flops() / config.batch_size
 
 
-def measure(vitgan, config, device, literal, min_run_time):
-    """One row of the table: images per second of training and of generation; on CUDA the peak memory of training, too."""
+def measure(vitgan, config, device, literal, min_run_time, mode=False):
+    """One row of the table: images per second of training and of generation; on CUDA the peak memory of training, too.
+    `mode`: False, or True for torch.compile, or its mode, say "reduce-overhead"."""
     torch.compiler.reset()
-    state, images = new_state(vitgan, config, device)
-    row = {"code": "literal" if literal else "compiled" if config.compile else "notebook", "dtype": config.precision,
+    state, images = new_state(vitgan, dataclasses.replace(config, compile=mode is True), device)
+    if mode and mode is not True:
+        for network in (state.G, state.D):
+            network.compile(dynamic=False, mode=mode)
+    row = {"code": "literal" if literal else {True: "compiled", False: "notebook"}.get(mode, mode), "dtype": config.precision,
            "batch": config.batch_size, "memory_mib": None}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -93,16 +97,16 @@ def table(vitgan, config, device, batches, dtypes, compiled=(False, True), liter
     peaks = {dtype: matmul_peak(device, getattr(torch, dtype), shapes) for dtype in dtypes}
     flops = flops_per_image(vitgan, dataclasses.replace(config, batch_size=batches[0]), device)
     print("fastest matrix product: " + ", ".join(f"{peak / 1e12:.2f} TFLOP/s {dtype}" for dtype, peak in peaks.items()))
-    print(f"{'code':10}{'dtype':10}{'batch':>6}{'train/s':>10}{'ratio':>8}{'generate/s':>12}{'ratio':>8}{'of peak':>9}")
+    print(f"{'code':16}{'dtype':10}{'batch':>6}{'train/s':>10}{'ratio':>8}{'generate/s':>12}{'ratio':>8}{'of peak':>9}")
     wanted = [(literal_batch, "float32", False, True)] if literal_batch else []
-    wanted += [(batch, dtype, compiles, False) for batch in batches for dtype in dtypes for compiles in compiled]
+    wanted += [(batch, dtype, mode, False) for batch in batches for dtype in dtypes for mode in compiled]
     rows = []
-    for batch, dtype, compiles, literal in wanted:
-        shape = dataclasses.replace(config, batch_size=batch, precision=dtype, compile=compiles)
+    for batch, dtype, mode, literal in wanted:
+        shape = dataclasses.replace(config, batch_size=batch, precision=dtype)
         try:
-            row = measure(vitgan, shape, device, literal, min_run_time)
-        except torch.OutOfMemoryError:
-            print(f"batch {batch}, {dtype}: out of memory", flush=True)
+            row = measure(vitgan, shape, device, literal, min_run_time, mode)
+        except RuntimeError as error:  # out of memory; or what torch.compile's modes cannot do
+            print(f"batch {batch}, {dtype}, compile={mode}: {str(error)[:200]}", flush=True)
             continue
         rows.append(row | {"share_of_peak": None if literal else row["train"] * flops / peaks[dtype]})
         show(rows[-1], rows[0] if rows[0]["code"] == "literal" else None)
@@ -115,7 +119,7 @@ def show(row, literal):
     """Print a row, with ratios to the literal one's."""
     ratios = [f"{row[name] / literal[name]:.1f}x" if literal else "" for name in ("train", "generate")]
     share = "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}"
-    print(f"{row['code']:10}{row['dtype']:10}{row['batch']:6}{row['train']:10.1f}{ratios[0]:>8}"
+    print(f"{row['code']:16}{row['dtype']:10}{row['batch']:6}{row['train']:10.1f}{ratios[0]:>8}"
           f"{row['generate']:12.1f}{ratios[1]:>8}{share:>9}", flush=True)
 
 
