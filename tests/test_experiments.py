@@ -132,7 +132,7 @@ def test_benchmark_has_a_literal_row_and_shares_of_at_most_one(vitgan, make_conf
 def test_gpu_passes_its_checks_and_writes_them(tmp_path):
     assert not gpu.main(["--small", "--out", str(tmp_path / "gpu.json")])
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(found["checks"]) >= 6 and not found["skipped"] and found["speed"]["smoke"][0]["attention"]["apart"] < 1e-4
+    assert len(found["checks"]) >= 7 and not found["skipped"] and found["speed"]["speed of smoke"]["attention"]["apart"] < 1e-4
     assert not gpu.main(["--small", "--limit", "0", "--out", str(tmp_path / "gpu.json")])
     assert len(json.loads((tmp_path / "gpu.json").read_text())["skipped"]) >= 7
 
@@ -142,10 +142,10 @@ def test_gpu_sees_what_is_wrong(tmp_path, monkeypatch):
     broken.grow = lambda state: state.build(grown=True)
     monkeypatch.setattr(gpu, "checks", lambda *_: [("a", 0.0, lambda: gpu.grown_equals_small(broken, torch.device("cpu"))),
                                                    ("b", 0.0, lambda: 1 / 0), ("c", 0.0, lambda: float("nan"))])
-    monkeypatch.setattr(gpu, "speed", lambda *_: {})
+    monkeypatch.setattr(gpu, "speed", lambda *_: broken.no_such_name)
     assert gpu.main(["--small", "--out", str(tmp_path / "gpu.json")])
     checks = json.loads((tmp_path / "gpu.json").read_text())["checks"]
-    assert not any(check["ok"] for check in checks) and "ZeroDivisionError" in checks[1]["note"]
+    assert len(checks) == 4 and not any(check["ok"] for check in checks) and "ZeroDivisionError" in checks[1]["note"]
 
 
 def test_gpu_trains_a_profile_and_scores_its_snapshots(tmp_path):

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -128,23 +127,19 @@ def samples_equal_cpu(vitgan, device):
     return (vitgan.sample(G.to(device), z).float() - expected).abs().mean().item()
 
 
-def processes_agree(vitgan, device):
+def processes_agree():
     """Largest difference between the weights of two processes that trained together on this one device, by gloo."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
     with tempfile.TemporaryDirectory() as folder:
-        env = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, __file__, "--worker", folder]
-        started = [subprocess.Popen(command, env=env | {"RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                   for rank in "01"]
-        ended = [process.communicate(timeout=240) for process in started]
-    if any(process.returncode for process in started):
-        raise RuntimeError(ended[0][1][-300:])
-    return float(ended[0][0].split()[-1])
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "--worker", folder]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=240)
+    if ended.returncode:
+        raise RuntimeError(ended.stderr[-300:])
+    return max(map(float, ended.stdout.split()))
 
 
 def worker(vitgan, device, folder):
     """One of the two processes: prints the largest difference from their mean weights."""
+    os.environ["LOCAL_RANK"] = "0"  # both on the first GPU
     dist.init_process_group("gloo")  # before the kit takes NCCL, which wants a GPU for each process
     config = vitgan.Config.profile("smoke", **SMALL)
     state = vitgan.train(config, noise_images(config, device), folder)
@@ -162,7 +157,7 @@ def checks(vitgan, device, small):
     yield "D grown: logits", 1e-4, lambda: grown_equals_small(vitgan, device)
     yield "samples of the weights: gray levels from CPU", 0.5, lambda: samples_equal_cpu(vitgan, device)
     yield "a run in two parts", 0.0, lambda: resumed_equals_whole(vitgan, device)
-    yield "two processes, one device", 1e-5, lambda: processes_agree(vitgan, device)
+    yield "two processes, one device", 1e-5, processes_agree
     for profile in profiles:
         for dtype in dtypes:
             yield (f"{profile}: step in {dtype}, from CPU", TOLERANCE[dtype],
@@ -210,10 +205,10 @@ def speed(vitgan, device, profile, batches, min_run_time):
     return found
 
 
-def compiled_speed(vitgan, device, profile):
-    """The profile's own batch, compiled in two ways: minutes each."""
+def compiled_speed(vitgan, device, profile, mode):
+    """The profile's own batch, compiled: minutes."""
     config, dtype = vitgan.Config.profile(profile, grow_after=0), str(helpers.pick_dtype(device)).removeprefix("torch.")
-    return benchmark.table(vitgan, config, device, [config.batch_size], [dtype], [True, "reduce-overhead"])
+    return benchmark.table(vitgan, config, device, [config.batch_size], [dtype], [mode])
 
 
 def fid(samples, images):
@@ -252,40 +247,32 @@ def curve(vitgan, device, args):
     return rows
 
 
-def check(found, what, allowed, function):
-    """Add a row, printed too, to found["checks"]."""
-    try:
-        value, note = function(), ""
-    except Exception as error:  # noqa: BLE001 - whatever breaks here is what this command looks for
-        value, note = math.nan, f"{type(error).__name__}: {error}"[:300]
-    found["checks"].append({"what": what, "found": value, "allowed": allowed, "ok": value <= allowed, "note": note})
-    print(f"{'ok' if value <= allowed else 'WRONG':6}{what:48}{value:10.2g}{allowed:10.2g}  {note}", flush=True)
-
-
-def measure(found, profile, function, *rest):
-    """Put what `function` measures into found["speed"]."""
-    print(f"\n{profile}")
-    found["speed"].setdefault(profile, []).append(function(*rest))
-
-
 def examine(vitgan, device, args):
     """All checks and speeds within args.limit minutes, compilation last: what the JSON file holds."""
     found, end = {"checks": [], "speed": {}, "skipped": []}, time.monotonic() + 60 * args.limit
-    plan = [(what, check, what, allowed, function) for what, allowed, function in checks(vitgan, device, args.small)]
+
+    def measured(what, function, *rest):  # a row of the plan that keeps what the function returns
+        return what, 0.0, lambda: found["speed"].update({what: function(vitgan, device, *rest)}) or 0.0
+
+    plan = [*checks(vitgan, device, args.small)]
     if args.small:
-        plan += [("speed of smoke", measure, "smoke", speed, vitgan, device, "smoke", [4, 8], 0.05)]
+        plan += [measured("speed of smoke", speed, "smoke", [4, 8], 0.05)]
     else:
-        plan += [(f"speed of {profile}", measure, profile, speed, vitgan, device, profile, [32, 128, 512, 1024], 2.0)
-                 for profile in ("colab", "paper")]
+        plan += [measured(f"speed of {profile}", speed, profile, [32, 128, 512, 1024], 2.0) for profile in ("colab", "paper")]
         for profile in ("colab", "paper"):
-            plan += [(f"{profile}: compiled", check, f"{profile}: compiled", 1e-3,
-                      lambda profile=profile: compiled_equals_eager(vitgan, device, profile)),
-                     (f"speed of {profile}, compiled", measure, profile, compiled_speed, vitgan, device, profile)]
-    for what, stage, *rest in plan:
+            plan += [(f"{profile}: compiled", 1e-3, lambda profile=profile: compiled_equals_eager(vitgan, device, profile)),
+                     measured(f"speed of {profile}, compiled", compiled_speed, profile, True),
+                     measured(f"speed of {profile}, reduce-overhead", compiled_speed, profile, "reduce-overhead")]
+    for what, allowed, function in plan:
         if time.monotonic() > end:
             found["skipped"].append(what)
-        else:
-            stage(found, *rest)
+            continue
+        try:
+            value, note = function(), ""
+        except Exception as error:  # noqa: BLE001 - whatever breaks here is what this command looks for
+            value, note = math.nan, f"{type(error).__name__}: {error}"[:300]
+        found["checks"].append({"what": what, "found": value, "allowed": allowed, "ok": value <= allowed, "note": note})
+        print(f"{'ok' if value <= allowed else 'WRONG':6}{what:48}{value:10.2g}{allowed:10.2g}  {note}", flush=True)
     if found["skipped"]:
         print("skipped for lack of time: " + "; ".join(found["skipped"]))
     return found
