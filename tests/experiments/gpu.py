@@ -131,7 +131,7 @@ def processes_agree():
     """Largest difference between the weights of two processes that trained together on this one device, by gloo."""
     with tempfile.TemporaryDirectory() as folder:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        ended = subprocess.run([*launch, __file__, "--worker", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=240)
+        ended = subprocess.run([*launch, __file__, "--worker", folder], capture_output=True, text=True, timeout=240)
     if ended.returncode:
         raise RuntimeError(ended.stderr[-300:])
     return float(ended.stdout.split()[-1])
