@@ -72,14 +72,6 @@ def train(vitgan, make_config, images, tmp_path):
         make_config(**overrides), images, tmp_path / folder, on_snapshot)
 
 
-@pytest.fixture
-def float64():
-    """Everything in double precision, random numbers included, as finite differences need."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture(autouse=True)
 def reproducible():
     torch.manual_seed(0)

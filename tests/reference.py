@@ -4,10 +4,8 @@ Nothing here imports the notebook: modules and tensors come in as arguments, and
 Letters: B batch, T tokens of all images, p pixels of a patch, H heads, N tokens of one image, d width of a head.
 """
 
-import copy
 import math
 import types
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -128,51 +126,30 @@ def l2_self_attention(layer, h):
 LITERAL_FORWARD = {"ModulatedLinear": modulated_linear_grouped, "L2SelfAttention": l2_self_attention}
 
 
-def literal_modules(network):
-    return [m for m in network.modules() if type(m).__name__ in LITERAL_FORWARD]
-
-
-def go_literal(network):
-    for module in literal_modules(network):
-        module.forward = types.MethodType(LITERAL_FORWARD[type(module).__name__], module)
-    return network
-
-
 def make_literal(network):
-    """A deep copy of a Generator or Discriminator, same parameters, whose layers compute the literal way."""
-    return go_literal(copy.deepcopy(network))
-
-
-@contextmanager
-def literal_forward(*networks):
-    """Make the networks themselves compute the literal way for a while."""
-    for network in networks:
-        go_literal(network)
-    try:
-        yield
-    finally:
-        for network in networks:
-            for module in literal_modules(network):
-                del module.forward
+    """Make the layers of a Generator or Discriminator compute the literal way from now on; returns the network."""
+    for module in network.modules():
+        if form := LITERAL_FORWARD.get(type(module).__name__):
+            module.forward = types.MethodType(form, module)
+    return network
 
 
 def training_step(state, images, vitgan):
     """A step as most public code writes it, in float32, for timing beside the notebook's.
 
-    Literal layers, one image augmented at a time, four passes through D instead of one batch, new fakes for G's step.
+    One image augmented at a time, four passes through D instead of one batch, new fakes for G's step.
     """
     c, G, D = state.config, state.G, state.D
     T = lambda x: diff_augment(x, c.augment)  # noqa: E731
     draw_fakes = lambda: G(torch.randn(c.batch_size, c.latent_dim, device=images.device))  # noqa: E731
-    with literal_forward(G, D):
-        real, fake = vitgan.sample_real(images, c.batch_size, c.flip), draw_fakes().detach()
-        T_real, T_fake, plain_real, plain_fake = D(T(real)), D(T(fake)), D(real), D(fake)
-        bcr = c.bcr * ((plain_real - T_real).square() + (plain_fake - T_fake).square())
-        for optimizer, loss in ((state.opt_D, lambda: F.softplus(-T_real) + F.softplus(T_fake) + bcr),
-                                (state.opt_G, lambda: F.softplus(-D(T(draw_fakes()))))):
-            optimizer.zero_grad()
-            loss().mean().backward()
-            optimizer.step()
+    real, fake = vitgan.sample_real(images, c.batch_size, c.flip), draw_fakes().detach()
+    T_real, T_fake, plain_real, plain_fake = D(T(real)), D(T(fake)), D(real), D(fake)
+    bcr = c.bcr * ((plain_real - T_real).square() + (plain_fake - T_fake).square())
+    for optimizer, loss in ((state.opt_D, lambda: F.softplus(-T_real) + F.softplus(T_fake) + bcr),
+                            (state.opt_G, lambda: F.softplus(-D(T(draw_fakes()))))):
+        optimizer.zero_grad()
+        loss().mean().backward()
+        optimizer.step()
     state.images_seen += c.batch_size
     decay = 0.5 ** (c.batch_size / min(c.ema_half_life, 0.05 * state.images_seen))
     with torch.no_grad():

@@ -1,11 +1,11 @@
-"""The experiments: each ablation changes what it says and trains, a run leaves a row, the benchmark's shares are shares."""
+"""The experiments: each ablation changes what it says and trains, a run leaves a row, gpu.py sees what is wrong."""
 
 import hashlib
 import json
 import sys
-import types
 
 import pytest
+import reference
 import torch
 from conftest import NOTEBOOK, ROOT
 
@@ -30,22 +30,21 @@ def ablated(name):
     return vitgan, vitgan.TrainState(vitgan.Config.profile("smoke", **SMALL | settings), IMAGES)
 
 
-def attention_rows(vitgan, state):
-    """How much attention each token of D gives in all, by values of one: [N]."""
-    layer = state.D.blocks[0].attention.eval()
-    layer.value.forward, layer.out.forward = torch.ones_like, torch.clone
-    return layer(torch.randn(1, 16, 16))
+def l2_when_tied(state):
+    """Whether D's attention is L2 attention once its keys are its queries."""
+    layer, h = state.D.blocks[0].attention.eval(), torch.randn(1, 16, 16)
+    layer.key.load_state_dict(layer.qk.state_dict())
+    return torch.allclose(layer(h), reference.l2_self_attention(layer, h), atol=1e-4)
 
 
 CHANGES = {
     "full": lambda v, s: hasattr(s.D.head, "u") and s.G.decoder.out.demodulate is False,
     "plain-sn": lambda v, s: torch.linalg.matrix_norm(s.D.head.effective_weight(), 2).item() == pytest.approx(1, rel=1e-3),
     "no-sn": lambda v, s: not hasattr(s.D.head, "u"),
-    "dot": lambda v, s: hasattr(s.D.blocks[0].attention, "key"),
+    "dot": lambda v, s: not l2_when_tied(s),
     "sqrt-d": lambda v, s: s.D.blocks[0].attention.exponent == 0.5,
     "plus-sign": lambda v, s: v.l2_attention(torch.tensor([[[[0.0], [9.0]]]]), torch.tensor([[[[0.0], [1.0]]]]))[0, 0, 0] > 0.9,
-    "untied": lambda v, s: attention_rows(v, s).allclose(torch.ones(())) and hasattr(s.D.blocks[0].attention, "key"),
-    "plus-distance": lambda v, s: attention_rows(v, s).allclose(torch.tensor(8**-0.5)),
+    "untied": lambda v, s: l2_when_tied(s),
     "no-overlap": lambda v, s: s.D.embed.weight.shape[1] == 3 * 4**2,
     "conv": lambda v, s: s.D.blocks[0].skip.bias is None and not hasattr(s.D, "embed"),
     "no-bcr": lambda v, s: "bcr" not in v.train_step(s, IMAGES),
@@ -56,11 +55,8 @@ CHANGES = {
     "one-sln": lambda v, s: s.G.blocks[0].norm1 is s.G.blocks[0].norm2,
     "no-equalized": lambda v, s: s.G.mapping.layers[0].scale == 1 and s.G.mapping.layers[0].weight.std() < 0.5,
     "no-mapping": lambda v, s: not [*s.G.mapping.parameters()],
-    "free-positions": lambda v, s: s.G.positions.table.requires_grad and s.D.positions.table.requires_grad,
     "additive": lambda v, s: s.G.decoder.out.style.weight.shape[0] == 3,
     "linear": lambda v, s: s.G.decoder.weight.shape == (48, 16),
-    "two-hidden": lambda v, s: len(s.G.decoder.hidden) == 2,
-    "demodulate": lambda v, s: s.G.decoder.hidden[0].demodulate and not s.G.decoder.out.demodulate,
 }
 
 
@@ -83,8 +79,6 @@ def test_conv_refuses_batches_that_groups_do_not_divide():
         vitgan.Discriminator(vitgan.Config.profile("smoke", batch_size=6))
     with pytest.raises(ValueError, match="image_size=24"):
         vitgan.Discriminator(vitgan.Config.profile("smoke", image_size=24))
-    with pytest.raises(ValueError, match="batch_size=3"):
-        ablations.minibatch_std(torch.randn(3, 2, 4, 4))
 
 
 def test_minibatch_std_does_not_mix_real_and_fake():
@@ -103,36 +97,32 @@ def test_run_appends_a_row_for_each_number_of_images(tmp_path, monkeypatch):
     first, second = run.evidence(tmp_path / "evidence.csv")
     assert list(first) == list(run.evidence()[0]) and (first["images"], second["images"], first["seed"]) == ("16", "32", "3")
     assert first["ablation"] == "no-overlap" and "overlap=0" in first["settings"] and float(first["cfd"]) > 1000
-    assert len(run.evidence(tmp_path / "curves.csv")) >= 2 and len([*tmp_path.glob("samples/*.png")]) == 1
+    assert len([*tmp_path.glob("samples/*.png")]) == 1
 
 
 @pytest.mark.parametrize("size, expected", [(16, 5759.48), (32, 12204.27)])  # by the program that made the references
 def test_judge_scores_as_it_always_did_and_puts_photographs_before_noise(size, expected):
     noise = torch.randint(256, (200, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     tiles = noise.repeat_interleave(size // 4, 2).repeat_interleave(size // 4, 3)
-    assert judge.cfd(tiles) == pytest.approx(expected, rel=1e-3)
-    assert 2 * judge.cfd(helpers.photo_crops(200, size)) < judge.cfd(torch.randint(256, tiles.shape, dtype=torch.uint8))
+    assert judge.scores(tiles)["cfd"] == pytest.approx(expected, rel=1e-3)
+    photographs, chance = helpers.photo_crops(200, size), torch.randint(256, tiles.shape, dtype=torch.uint8)
+    assert 2 * judge.scores(photographs)["cfd"] < judge.scores(chance)["cfd"]
 
 
 def test_judge_refuses_what_it_has_no_reference_for_and_its_card_names_its_file():
     for images in (torch.zeros(2, 3, 24, 24, dtype=torch.uint8), torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, 32, 3)):
         with pytest.raises(ValueError, match="expected uint8"):
-            judge.cfd(images)
+            judge.scores(images)
     assert hashlib.sha256(judge.WEIGHTS.read_bytes()).hexdigest() in judge.WEIGHTS.with_suffix(".md").read_text("utf-8")
-
-
-def test_benchmark_has_a_literal_row_and_shares_of_at_most_one(vitgan, make_config):
-    namespace = types.SimpleNamespace(**vars(vitgan))
-    found = benchmark.table(namespace, make_config(), torch.device("cpu"), [4], ["float32"], [False], 4, min_run_time=0.01)
-    assert [row["code"] for row in found["rows"]] == ["literal", "notebook"]
-    assert found["rows"][0]["share_of_peak"] is None and 0 < found["rows"][1]["share_of_peak"] <= 1
-    json.dumps(found)
 
 
 def test_gpu_passes_its_checks_and_writes_them(tmp_path):
     assert not gpu.main(["--small", "--out", str(tmp_path / "gpu.json")])
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(found["checks"]) >= 7 and not found["skipped"] and found["speed"]["speed of smoke"]["attention"]["apart"] < 1e-4
+    speed = found["speed"]["speed of smoke"]
+    assert len(found["checks"]) >= 7 and not found["skipped"] and speed["attention"]["apart"] < 1e-4
+    assert [row["code"] for row in speed["rows"]] == ["literal", "notebook", "notebook"]
+    assert speed["rows"][0]["share_of_peak"] is None and 0 < speed["rows"][1]["share_of_peak"] <= 1
     assert not gpu.main(["--small", "--limit", "0", "--out", str(tmp_path / "gpu.json")])
     assert len(json.loads((tmp_path / "gpu.json").read_text())["skipped"]) >= 7
 

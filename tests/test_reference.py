@@ -38,21 +38,8 @@ def test_l2_attention(vitgan, batch, heads, tokens, d, form, size):
     close(vitgan.l2_attention(q, v, *form), reference.l2_attention(q, v, *form), 3e-5)  # |k|^2 - 2 q k cancels
 
 
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_l2_attention_and_its_gradients(vitgan, sign):
-    """Equal to all pairwise differences to 1e-4 of the largest entry, outputs and gradients."""
-    def outputs(attention):
-        torch.manual_seed(0)
-        q, v, g = torch.randn(3, 2, 3, 17, 32)
-        y = attention(q.requires_grad_(), v.requires_grad_(), sign)
-        return [y, *torch.autograd.grad(y, (q, v), g)]
-
-    for actual, expected in zip(outputs(vitgan.l2_attention), outputs(reference.l2_attention)):
-        close(actual, expected, 1e-4)
-
-
 @given(SMALL, SMALL)
-def test_isn_is_exact_at_the_start_and_after_enough_iterations(vitgan, fan_in, fan_out):
+def test_isn_and_its_gradient_are_exact_at_the_start_and_after_enough_iterations(vitgan, fan_in, fan_out):
     torch.manual_seed(fan_in)
     layer = vitgan.ISNLinear(fan_in, fan_out)
     close(layer.eval().effective_weight(), reference.isn_weight(layer))
@@ -63,18 +50,22 @@ def test_isn_is_exact_at_the_start_and_after_enough_iterations(vitgan, fan_in, f
     for _ in range(100):
         layer(torch.randn(2, fan_in))
     close(layer.eval().effective_weight(), reference.isn_weight(layer))
+    direction = torch.randn(fan_out, fan_in)
+    fast, exact = (torch.autograd.grad((W * direction).sum(), layer.weight)[0]
+                   for W in (layer.effective_weight(), reference.isn_weight(layer)))
+    close(fast, exact, 1e-4)
 
 
 POLICIES = st.lists(st.sampled_from(["color", "translation", "cutout", "scaling"]), unique=True).map(",".join)
 
 
-@given(POLICIES, st.sampled_from([0.0, 0.5, 1.0]), st.integers(1, 4), st.integers(1, 20), st.integers(0, 99))
-def test_diff_augment(vitgan, policy, p, batch, size, seed):
+@given(POLICIES, st.sampled_from([(), (0.0,), (0.5,), (1.0,)]), st.integers(1, 4), st.integers(1, 20), st.integers(0, 99))
+def test_diff_augment(vitgan, policy, share, batch, size, seed):
     x = torch.rand(batch, 3, size, size) * 2 - 1
     torch.manual_seed(seed)
-    fast, state = vitgan.diff_augment(x, policy, p), torch.get_rng_state()
+    fast, state = vitgan.diff_augment(x, policy, *share), torch.get_rng_state()
     torch.manual_seed(seed)
-    close(fast, reference.diff_augment(x, policy, p))
+    close(fast, reference.diff_augment(x, policy, *share))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -90,24 +81,8 @@ def test_whole_networks(vitgan, make_config, overrides):
     config = make_config(depth=2, **overrides)
     G, D = vitgan.Generator(config).eval(), vitgan.Discriminator(config).eval()
     z, x = torch.randn(3, config.latent_dim), torch.randn(3, 3, config.image_size, config.image_size)
-    close(G(z), reference.make_literal(G)(z), 1e-4)
-    close(D(x), reference.make_literal(D)(x), 1e-4)
+    for network, given in ((G, z), (D, x)):
+        literal = reference.make_literal(copy.deepcopy(network))
+        assert any("forward" in vars(m) for m in literal.modules())
+        close(network(given), literal(given), 1e-4)
 
-
-def test_make_literal_changes_every_layer_it_means_and_only_in_the_copy(vitgan, config):
-    for network in (vitgan.Generator(config), vitgan.Discriminator(config)):
-        literal = reference.make_literal(network)
-        changed = [type(m).__name__ for m in literal.modules() if "forward" in vars(m)]
-        assert changed and set(changed) <= set(reference.LITERAL_FORWARD)
-        assert not any("forward" in vars(m) for m in network.modules())
-        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), literal.parameters()))
-
-
-def test_training_step_of_the_reference_trains_both_networks(vitgan, new_state, images):
-    state = new_state(batch_size=2)
-    before = copy.deepcopy([state.G, state.D, state.G_ema])
-    reference.training_step(state, images, vitgan)
-    for old, new in zip(before, (state.G, state.D, state.G_ema)):
-        assert all(not torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters()))
-    assert not any("forward" in vars(m) for m in [*state.G.modules(), *state.D.modules()])
-    assert state.images_seen == 2

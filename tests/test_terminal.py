@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import NOTEBOOK, ROOT
 from PIL import Image
@@ -31,6 +32,24 @@ def test_main_reads_data_dir_relative_to_the_caller(vitgan, monkeypatch, tmp_pat
     helpers.main(["data_dir=my photos", "profile=smoke", "minutes=2"])
     settings = helpers.parse_settings(os.environ["VITGAN_SETTINGS"])
     assert settings == {"data_dir": str(tmp_path / "my photos"), "profile": "smoke", "minutes": 2}
+
+
+def test_run_notebook_keeps_what_was_computed_when_a_cell_fails(tmp_path):
+    cells = [nbformat.v4.new_code_cell(code) for code in ("print('run folder: runs/x')", "1 / 0")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    with pytest.raises(SystemExit, match="ZeroDivisionError: division by zero"):
+        helpers.run_notebook(tmp_path / "a.ipynb")
+    written = nbformat.read(tmp_path / "runs" / "x" / "a.ipynb", as_version=4)
+    assert written.cells[0].outputs[0].text == "run folder: runs/x\n" and written.cells[1].outputs[0].ename == "ZeroDivisionError"
+
+
+def test_torchrun_trains_in_two_processes_and_keeps_one_checkpoint(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "helpers.py"]
+    done = subprocess.run([*launch, "profile=smoke", "data_dir=digits", "total_images=64"], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "VITGAN_RUNS": str(tmp_path), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-2000:]
+    (checkpoint,) = tmp_path.rglob("checkpoint.pt")
+    assert helpers.load_checkpoint(checkpoint)["images_seen"] == 64
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

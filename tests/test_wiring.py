@@ -68,24 +68,6 @@ def test_eval_forward_of_d_changes_no_buffer_and_train_forward_iterates(vitgan, 
         assert torch.equal(layer.sigma_init, before[f"{name}.sigma_init"])
 
 
-@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
-def test_no_module_stands_at_two_places_or_runs_twice(vitgan, make_config, overrides):
-    """The post shares one norm between both halves of a block."""
-    config = make_config(depth=2, **overrides)
-    for network, x in [(vitgan.Generator(config), torch.randn(2, config.latent_dim)),
-                       (vitgan.Discriminator(config), torch.randn(2, 3, 8, 8))]:
-        places = Counter(id(m) for _, m in network.named_modules(remove_duplicate=False))
-        assert set(places.values()) == {1}
-        pointers = [p.data_ptr() for p in network.parameters()]
-        assert len(set(pointers)) == len(pointers)
-        runs = Counter()
-        norms = {name: m for name, m in network.named_modules() if "Norm" in type(m).__name__}
-        for name, module in norms.items():
-            module.register_forward_hook(lambda module, args, out, name=name: runs.update([name]))
-        network(x)
-        assert runs == Counter(norms.keys())
-
-
 def test_g_has_two_slns_per_block_and_one_after_the_last(vitgan, make_config):
     kinds = Counter(type(m).__name__ for m in vitgan.Generator(make_config(depth=3)).modules())
     assert kinds["SelfModulatedLayerNorm"] == 2 * 3 + 1

@@ -51,17 +51,9 @@ def dot(q, k, _):
     return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
 
 
-def squared_distance(q, k):
-    return q.square().sum(-1)[..., None] + k.square().sum(-1)[..., None, :] - 2 * q @ k.mT
-
-
 def minus_squared(q, k, exponent):
-    return torch.softmax(-squared_distance(q, k) / q.shape[-1] ** exponent, -1)
-
-
-def plus_distance(q, k, _):
-    distance = (squared_distance(q, k).float().clamp_min(0) + 1e-6).sqrt()
-    return torch.softmax(distance, -1) / math.sqrt(q.shape[-1])  # the post scales after the softmax
+    """Of squared distances; |q|^2 is the same along a row and cancels."""
+    return torch.softmax((2 * q @ k.mT - k.square().sum(-1)[..., None, :]) / q.shape[-1] ** exponent, -1)
 
 
 # generator --------------------
@@ -100,46 +92,6 @@ def no_mapping(vitgan):
     vitgan.MappingNetwork = Normalized
 
 
-class SineTable(nn.Module):
-    """The post's positions: the sine of a free table, [N, D]."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.table = nn.Parameter(torch.randn((config.image_size // config.patch_size) ** 2, config.width))
-
-    def forward(self):
-        return torch.sin(self.table)
-
-
-def replaced(network, name, build):
-    """A subclass of a network whose part `name` is build(config)."""
-    class Replaced(network):
-        def __init__(self, config):
-            super().__init__(config)
-            setattr(self, name, build(config))
-
-    return Replaced
-
-
-def free_positions(vitgan):
-    vitgan.Generator, vitgan.Discriminator = (replaced(network, "positions", SineTable)
-                                              for network in (vitgan.Generator, vitgan.Discriminator))
-
-
-def two_hidden(vitgan):
-    vitgan.PatchSIREN = partial(vitgan.PatchSIREN, hidden_layers=2)
-
-
-def demodulated(vitgan):
-    class DemodulatedSIREN(vitgan.PatchSIREN):
-        def __init__(self, *sizes):
-            super().__init__(*sizes)
-            for layer in self.hidden:
-                layer.demodulate = True
-
-    vitgan.PatchSIREN = DemodulatedSIREN
-
-
 def additive_decoder(vitgan):
     """Every layer adds A y to its input's product instead of scaling W's columns by it."""
     class AdditiveLinear(vitgan.ModulatedLinear):
@@ -161,7 +113,12 @@ def linear_decoder(vitgan):
         def forward(self, E, y):
             return super().forward(y).unflatten(1, (len(E), -1))
 
-    vitgan.Generator = replaced(vitgan.Generator, "decoder", LinearDecoder)
+    class LinearGenerator(vitgan.Generator):
+        def __init__(self, config):
+            super().__init__(config)
+            self.decoder = LinearDecoder(config)
+
+    vitgan.Generator = LinearGenerator
 
 
 # losses --------------------
@@ -254,8 +211,6 @@ GROUP = 4  # images whose features are compared
 
 def minibatch_std(h):
     """Mean deviation of features within GROUP neighbors of the batch: [B, C, s, s] -> [B, 1, s, s]."""
-    if len(h) % GROUP:
-        raise ValueError(f"batch_size={len(h)}; allowed with the convolutional discriminator: a multiple of {GROUP}.")
     deviation = (h.float().unflatten(0, (-1, GROUP)).var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
     return deviation.to(h.dtype).repeat_interleave(GROUP)[:, None, None, None].expand(-1, 1, *h.shape[2:])
 
@@ -300,7 +255,6 @@ ABLATIONS = {
     "sqrt-d": ("distances over √d (the paper's) instead of d", dict(l2_exponent=0.5), nothing),
     "plus-sign": ("no minus in L2 attention, as the paper prints it", {}, plus_sign),
     "untied": ("untied Q and K", {}, partial(untied, weights=minus_squared)),
-    "plus-distance": ("the post's: + distance, not squared, untied", {}, partial(untied, weights=plus_distance)),
     "no-overlap": ("no overlap of D's patches", dict(overlap=0), nothing),
     "conv": ("convolutional discriminator (StyleGAN2's)", {}, convolutional),
     "no-bcr": ("no bCR: DiffAugment alone", dict(bcr=0.0, adversarial_on="augmented"), nothing),
@@ -310,11 +264,8 @@ ABLATIONS = {
     "one-sln": ("one SLN per block", {}, one_sln),
     "no-equalized": ("no equalized learning rate", {}, no_equalized_rate),
     "no-mapping": ("no mapping network", {}, no_mapping),
-    "free-positions": ("free positions (the post's)", {}, free_positions),
     "additive": ("additive instead of modulated patch decoder", {}, additive_decoder),
     "linear": ("linear patch decoder instead of SIREN", {}, linear_decoder),
-    "two-hidden": ("two hidden layers in the patch decoder", {}, two_hidden),
-    "demodulate": ("demodulated patch decoder (the post's)", {}, demodulated),
 }
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def measure(vitgan, config, device, literal, min_run_time, mode=False):
     if mode and mode is not True:
         for network in (state.G, state.D):
             network.compile(dynamic=False, mode=mode)
+    if literal:
+        reference.make_literal(state.G), reference.make_literal(state.D)
     row = {"code": "literal" if literal else {True: "compiled", False: "notebook"}.get(mode, mode), "dtype": config.precision,
            "batch": config.batch_size, "memory_mib": None}
     if device.type == "cuda":
@@ -84,7 +86,7 @@ def measure(vitgan, config, device, literal, min_run_time, mode=False):
     row["train"] = config.batch_size / timed(step, min_run_time).median
     if device.type == "cuda":
         row["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    G = (reference.make_literal(state.G) if literal else state.G).eval()
+    G = state.G.eval()
     z = torch.randn(config.batch_size, config.latent_dim, device=device)
     with torch.no_grad(), state.autocast():
         row["generate"] = config.batch_size / timed(lambda: G(z), min_run_time / 2).median

@@ -70,7 +70,7 @@ def frechet(mean_a, cov_a, mean_b, cov_b):
 
 
 def scores(images):
-    """What the command prints, of uint8 images [n, 3, S, S], as a dict."""
+    """What the command prints, of uint8 images [n, 3, S, S], as a dict; cfd: 1000 times the Frechet distance to CIFAR-10."""
     if images.dtype != torch.uint8 or images.shape[1:] not in [(3, size, size) for size in SIZES]:
         raise ValueError(f"{images.dtype} {tuple(images.shape)}; expected uint8 [n, 3, S, S] with S = 16 or 32.")
     (model, references), size = load(), images.shape[-1]
@@ -78,11 +78,6 @@ def scores(images):
     return {"cfd": 1000 * frechet(f.mean(0), f.T.cov(), mean, cov), "test_cfd": 1000 * floor.item(),
             "n": len(images), "size": size, "sure": (chances.amax(1) > 0.9).double().mean().item(),
             "class_entropy": torch.special.entr(chances.mean(0)).sum().item()}
-
-
-def cfd(images):
-    """1000 times the Frechet distance of uint8 images [n, 3, S, S], S = 16 or 32, to CIFAR-10's training images."""
-    return scores(images)["cfd"]
 
 
 if __name__ == "__main__":

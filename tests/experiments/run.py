@@ -5,7 +5,7 @@
 
 FIELD=VALUE pairs come first and override the profile; --ablations take parts away (ablations.py), whatever they say.
 The score is of 10,000 EMA samples; at sizes other than 16 and 32 it stays empty. Nothing is compiled without compile=True.
-A strip of samples of each run and its logged losses (curves.csv) are kept beside the CSV. A row of evidence.csv is repeated
+A strip of samples of each run is kept beside the CSV. A row of evidence.csv is repeated
 by `--profile paper`, the pairs in its column `settings`, its ablation, images, seed (and compile=True if `fields` has it).
 """
 import argparse
@@ -30,7 +30,6 @@ from ablations import ABLATIONS  # noqa: E402
 
 NO_RESULT = ("data_dir", "total_images", "max_minutes", "snapshot_minutes", "log_images", "compile", "seed", "flip")
 RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, full model only
-LOGGED = "images d_loss g_loss logit_real logit_fake".split()
 SAMPLES = 10_000  # scored after each number of images
 
 
@@ -67,7 +66,7 @@ def scores(rows, images, label):
 def score(vitgan, G, config):
     """cFD of samples of G; None at a size for which there is none."""
     if config.image_size in judge.SIZES:
-        return round(judge.cfd(vitgan.sample(G.eval(), vitgan.fixed_noise(config, SAMPLES, seed=123))), 2)
+        return round(judge.scores(vitgan.sample(G.eval(), vitgan.fixed_noise(config, SAMPLES, seed=123)))["cfd"], 2)
 
 
 def append(path, *rows):
@@ -106,8 +105,6 @@ def experiment(args, ablation, seed, folder):
             score(vitgan, copy.deepcopy(state.G), config) if ablation == "full" else "", "")))
         append(args.out, row)
         print(json.dumps(row), flush=True)
-    who = {"ablation": ablation, "seed": config.seed}
-    append(args.out.with_name("curves.csv"), *(who | {name: round(entry[name], 4) for name in LOGGED} for entry in state.history))
     strip = args.out.parent / "samples" / ("-".join([ablation, *args.fields, str(config.seed)]) + ".png")
     strip.parent.mkdir(exist_ok=True)
     helpers.image_grid(samples[:16], 16, scale=3).save(strip)
