@@ -45,6 +45,7 @@ CHANGES = {
     "sqrt-d": lambda v, s: s.D.blocks[0].attention.exponent == 0.5,
     "plus-sign": lambda v, s: v.l2_attention(torch.tensor([[[[0.0], [9.0]]]]), torch.tensor([[[[0.0], [1.0]]]]))[0, 0, 0] > 0.9,
     "untied": lambda v, s: l2_when_tied(s),
+    "plus-distance": lambda v, s: torch.allclose(ablations.plus_distance(*torch.randn(2, 5, 8), 0).sum(-1), torch.tensor(8**-0.5)),
     "no-overlap": lambda v, s: s.D.embed.weight.shape[1] == 3 * 4**2,
     "conv": lambda v, s: s.D.blocks[0].skip.bias is None and not hasattr(s.D, "embed"),
     "no-bcr": lambda v, s: "bcr" not in v.train_step(s, IMAGES),
@@ -55,8 +56,11 @@ CHANGES = {
     "one-sln": lambda v, s: s.G.blocks[0].norm1 is s.G.blocks[0].norm2,
     "no-equalized": lambda v, s: s.G.mapping.layers[0].scale == 1 and s.G.mapping.layers[0].weight.std() < 0.5,
     "no-mapping": lambda v, s: not [*s.G.mapping.parameters()],
+    "free-positions": lambda v, s: s.G.positions.table.requires_grad and s.D.positions.table.requires_grad,
     "additive": lambda v, s: s.G.decoder.out.style.weight.shape[0] == 3,
     "linear": lambda v, s: s.G.decoder.weight.shape == (48, 16),
+    "two-hidden": lambda v, s: len(s.G.decoder.hidden) == 2,
+    "demodulate": lambda v, s: s.G.decoder.hidden[0].demodulate and not s.G.decoder.out.demodulate,
 }
 
 

@@ -56,6 +56,10 @@ def minus_squared(q, k, exponent):
     return torch.softmax((2 * q @ k.mT - k.square().sum(-1)[..., None, :]) / q.shape[-1] ** exponent, -1)
 
 
+def plus_distance(q, k, _):
+    return torch.softmax(torch.cdist(q, k), -1) / math.sqrt(q.shape[-1])  # the post scales after the softmax
+
+
 # generator --------------------
 
 
@@ -92,6 +96,46 @@ def no_mapping(vitgan):
     vitgan.MappingNetwork = Normalized
 
 
+class SineTable(nn.Module):
+    """The post's positions: the sine of a free table, [N, D]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn((config.image_size // config.patch_size) ** 2, config.width))
+
+    def forward(self):
+        return torch.sin(self.table)
+
+
+def replaced(network, name, build):
+    """A subclass of a network whose part `name` is build(config)."""
+    class Replaced(network):
+        def __init__(self, config):
+            super().__init__(config)
+            setattr(self, name, build(config))
+
+    return Replaced
+
+
+def free_positions(vitgan):
+    vitgan.Generator, vitgan.Discriminator = (replaced(network, "positions", SineTable)
+                                              for network in (vitgan.Generator, vitgan.Discriminator))
+
+
+def two_hidden(vitgan):
+    vitgan.PatchSIREN = partial(vitgan.PatchSIREN, hidden_layers=2)
+
+
+def demodulated(vitgan):
+    class DemodulatedSIREN(vitgan.PatchSIREN):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            for layer in self.hidden:
+                layer.demodulate = True
+
+    vitgan.PatchSIREN = DemodulatedSIREN
+
+
 def additive_decoder(vitgan):
     """Every layer adds A y to its input's product instead of scaling W's columns by it."""
     class AdditiveLinear(vitgan.ModulatedLinear):
@@ -113,12 +157,7 @@ def linear_decoder(vitgan):
         def forward(self, E, y):
             return super().forward(y).unflatten(1, (len(E), -1))
 
-    class LinearGenerator(vitgan.Generator):
-        def __init__(self, config):
-            super().__init__(config)
-            self.decoder = LinearDecoder(config)
-
-    vitgan.Generator = LinearGenerator
+    vitgan.Generator = replaced(vitgan.Generator, "decoder", LinearDecoder)
 
 
 # losses --------------------
@@ -255,6 +294,7 @@ ABLATIONS = {
     "sqrt-d": ("distances over √d (the paper's) instead of d", dict(l2_exponent=0.5), nothing),
     "plus-sign": ("no minus in L2 attention, as the paper prints it", {}, plus_sign),
     "untied": ("untied Q and K", {}, partial(untied, weights=minus_squared)),
+    "plus-distance": ("the post's: + distance, not squared, untied", {}, partial(untied, weights=plus_distance)),
     "no-overlap": ("no overlap of D's patches", dict(overlap=0), nothing),
     "conv": ("convolutional discriminator (StyleGAN2's)", {}, convolutional),
     "no-bcr": ("no bCR: DiffAugment alone", dict(bcr=0.0, adversarial_on="augmented"), nothing),
@@ -264,8 +304,11 @@ ABLATIONS = {
     "one-sln": ("one SLN per block", {}, one_sln),
     "no-equalized": ("no equalized learning rate", {}, no_equalized_rate),
     "no-mapping": ("no mapping network", {}, no_mapping),
+    "free-positions": ("free positions (the post's)", {}, free_positions),
     "additive": ("additive instead of modulated patch decoder", {}, additive_decoder),
     "linear": ("linear patch decoder instead of SIREN", {}, linear_decoder),
+    "two-hidden": ("two hidden layers in the patch decoder", {}, two_hidden),
+    "demodulate": ("demodulated patch decoder (StyleGAN2's)", {}, demodulated),
 }
 
 if __name__ == "__main__":
