@@ -127,7 +127,7 @@ LITERAL_FORWARD = {"ModulatedLinear": modulated_linear_grouped, "L2SelfAttention
 
 
 def make_literal(network):
-    """Make the layers of a Generator or Discriminator compute the literal way from now on; returns the network."""
+    """Make the layers of a Generator or Discriminator compute the literal way from now on; returns the network itself."""
     for module in network.modules():
         if form := LITERAL_FORWARD.get(type(module).__name__):
             module.forward = types.MethodType(form, module)
@@ -137,7 +137,7 @@ def make_literal(network):
 def training_step(state, images, vitgan):
     """A step as most public code writes it, in float32, for timing beside the notebook's.
 
-    One image augmented at a time, four passes through D instead of one batch, new fakes for G's step.
+    Of networks made literal: one image augmented at a time, four passes through D instead of one batch, new fakes for G's step.
     """
     c, G, D = state.config, state.G, state.D
     T = lambda x: diff_augment(x, c.augment)  # noqa: E731

@@ -81,8 +81,7 @@ def test_whole_networks(vitgan, make_config, overrides):
     config = make_config(depth=2, **overrides)
     G, D = vitgan.Generator(config).eval(), vitgan.Discriminator(config).eval()
     z, x = torch.randn(3, config.latent_dim), torch.randn(3, 3, config.image_size, config.image_size)
-    for network, given in ((G, z), (D, x)):
+    for network, batch in ((G, z), (D, x)):
         literal = reference.make_literal(copy.deepcopy(network))
         assert any("forward" in vars(m) for m in literal.modules())
-        close(network(given), literal(given), 1e-4)
-
+        close(network(batch), literal(batch), 1e-4)

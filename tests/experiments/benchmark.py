@@ -76,8 +76,8 @@ def measure(vitgan, config, device, literal, min_run_time, mode=False):
     if mode and mode is not True:
         for network in (state.G, state.D):
             network.compile(dynamic=False, mode=mode)
-    if literal:
-        reference.make_literal(state.G), reference.make_literal(state.D)
+    for network in (state.G, state.D) if literal else ():
+        reference.make_literal(network)
     row = {"code": "literal" if literal else {True: "compiled", False: "notebook"}.get(mode, mode), "dtype": config.precision,
            "batch": config.batch_size, "memory_mib": None}
     if device.type == "cuda":
