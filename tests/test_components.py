@@ -91,7 +91,7 @@ def test_discriminator_knows_where_a_patch_lies(vitgan, make_config, pool):
 
 
 CONFIGS = st.fixed_dictionaries(dict(
-    patch_size=st.integers(1, 4), depth=st.integers(1, 2), heads=st.integers(1, 3), latent_dim=st.integers(1, 6),
+    patch_size=st.integers(1, 4), patch_size_d=st.integers(0, 1), depth=st.integers(1, 2), heads=st.integers(1, 3), latent_dim=st.integers(1, 6),
     mapping_layers=st.integers(1, 2), overlap=st.integers(0, 1), pool=st.sampled_from(["class", "mean"])))
 
 

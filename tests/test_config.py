@@ -10,7 +10,7 @@ import helpers
 WRONG = [  # field, value, a word of what is allowed
     ("image_size", 0, "above 0"), ("width", -16, "above 0"), ("overlap", -1, "0 or more"), ("lr_g", float("nan"), "finite"),
     ("bcr", float("inf"), "finite"), ("width", 16.0, "type int"), ("batch_size", True, "type int"), ("heads", "two", "type int"),
-    ("data_dir", None, "type str"), ("flip", 1, "type bool"), ("patch_size", 3, "multiple of patch_size"),
+    ("data_dir", None, "type str"), ("flip", 1, "type bool"), ("patch_size", 3, "multiple of patch_size"), ("patch_size_d", 3, "and patch_size_d"),
     ("heads", 3, "width"), ("pool", "max", "class or mean"), ("adversarial_on", "real", "augmented or plain"),
     ("precision", "float8", "float16"), ("augment", "colour", "translation"), ("augment", "color cutout", "joined by commas")]
 

@@ -158,7 +158,6 @@ def test_the_largest_batch_follows_from_two_measured_ones():
 
 def test_every_row_of_the_evidence_can_be_repeated(vitgan):
     for row in run.evidence():
-        settings = helpers.parse_settings(row["settings"])
-        again = vitgan.Config.profile("paper", **settings | ablations.ABLATIONS[row["ablation"]][1])
-        assert run.settings_of(again) == row["settings"] and not run.difference(row | {"note": ""}, again)
-        vitgan.Config.profile(row["profile"], **helpers.parse_settings(row["fields"]))
+        for profile, fields in (("paper", row["settings"]), (row["profile"], row["fields"])):
+            again = vitgan.Config.profile(profile, **helpers.parse_settings(fields) | ablations.ABLATIONS[row["ablation"]][1])
+            assert run.settings_of(again) == row["settings"] and not run.difference(row | {"note": ""}, again)

@@ -46,7 +46,7 @@ def test_train_shows_small_samples_before_and_full_ones_after(train):
     assert sizes == [4, 8, 8]
 
 
-@pytest.mark.parametrize("sizes", [dict(image_size=9, patch_size=3), dict(image_size=6, patch_size=3)])
+@pytest.mark.parametrize("sizes", [dict(image_size=9, patch_size=3), dict(image_size=6, patch_size=3), dict(patch_size_d=2)])
 def test_config_refuses_sizes_that_cannot_be_halved(make_config, sizes):
     with pytest.raises(ValueError, match="allowed with grow_after"):
         make_config(**sizes, grow_after=1)

@@ -99,20 +99,20 @@ def no_mapping(vitgan):
 class SineTable(nn.Module):
     """The post's positions: the sine of a free table, [N, D]."""
 
-    def __init__(self, config):
+    def __init__(self, config, positions):
         super().__init__()
-        self.table = nn.Parameter(torch.randn((config.image_size // config.patch_size) ** 2, config.width))
+        self.table = nn.Parameter(torch.randn(len(positions.coords), config.width))
 
     def forward(self):
         return torch.sin(self.table)
 
 
 def replaced(network, name, build):
-    """A subclass of a network whose part `name` is build(config)."""
+    """A subclass of a network whose part `name` is build(config, that part)."""
     class Replaced(network):
         def __init__(self, config):
             super().__init__(config)
-            setattr(self, name, build(config))
+            setattr(self, name, build(config, getattr(self, name)))
 
     return Replaced
 
@@ -151,7 +151,7 @@ def additive_decoder(vitgan):
 
 def linear_decoder(vitgan):
     class LinearDecoder(vitgan.EqualizedLinear):
-        def __init__(self, config):
+        def __init__(self, config, _):
             super().__init__(config.width, 3 * config.patch_size**2, weight_init=0.5)
 
         def forward(self, E, y):
