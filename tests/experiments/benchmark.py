@@ -46,9 +46,13 @@ def matmul_peak(device, dtype, shapes):
     return max(found)
 
 
+def tokens_of_d(config):
+    return (config.image_size // (config.patch_size_d or config.patch_size)) ** 2
+
+
 def shapes_for(config, device, batch):
     """Large squares, and the largest products of the training step itself."""
-    tokens, D = 4 * batch * (config.image_size // (config.patch_size_d or config.patch_size)) ** 2, config.width
+    tokens, D = 4 * batch * tokens_of_d(config), config.width
     squares = (2048, 4096, 8192) if device.type == "cuda" else (1024, 2048)
     return [(n, n, n) for n in squares] + [(tokens, D, 4 * D), (tokens, 4 * D, D), (512, D, 4 * D)]
 

@@ -177,7 +177,7 @@ def fused_attention(q, v):
 
 def attention_row(vitgan, config, device, dtype, min_run_time):
     """Forward and backward of D's attention in both forms, for a training step's 4 B images."""
-    tokens = (config.image_size // (config.patch_size_d or config.patch_size)) ** 2
+    tokens = benchmark.tokens_of_d(config)
     shape = 4 * config.batch_size, config.heads, tokens, config.width // config.heads
     q, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
     apart = (fused_attention(q, v) - vitgan.l2_attention(q, v)).abs().max().item()
