@@ -139,8 +139,7 @@ def square(image, size):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.BOX if min(image.size) > size else Image.BICUBIC))
 
 
@@ -284,10 +283,11 @@ def main(words):
     try:
         settings, vitgan = parse_settings(shlex.join(words)), load_definitions(notebook)
         if settings.get("data_dir", "") not in ("", "digits"):  # a relative folder is the caller's
-            settings["data_dir"] = str(Path(settings["data_dir"]).expanduser().resolve())
+            settings["data_dir"] = str(Path(str(settings["data_dir"])).expanduser().resolve())
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             return vitgan.train_from(settings)
-        vitgan.Config.profile(**vitgan.choices(settings))  # a wrong word fails here, in one sentence
+        profile, chosen = vitgan.choices(settings)
+        vitgan.Config.profile(profile, **chosen)  # a wrong word fails here, in one sentence
         os.environ["VITGAN_SETTINGS"] = shlex.join(f"{name}={value}" for name, value in settings.items())
         print(f"\neverything of this run: {run_notebook(notebook).parent}")
     except ValueError as error:

@@ -10,27 +10,16 @@ import types
 import torch
 import torch.nn.functional as F
 
-def token_weights(layer, y):
-    """One weight matrix per token, W'_ij = s_i W_ij, and each row divided by its norm if the layer demodulates.
-
-    Source: StyleGAN2 (Karras et al. 2020), eq. 1 and 3, with "one image" read as "one token": [T, out, in].
-    """
-    W = layer.linear.weight / math.sqrt(layer.linear.weight.shape[1])
-    weights = layer.style(y)[:, None, :] * W
-    if layer.demodulate:
-        weights = weights / (weights.square().sum(2, keepdim=True) + 1e-8).sqrt()
-    return weights
-
 
 def modulated_linear(layer, x, y):
-    """Every token's own matrix applied to its own pixels: x [p, in] or [T, p, in], y [T, D] -> [T, p, out]."""
-    x = x.expand(len(y), *x.shape[-2:])
-    return torch.einsum("toi,tpi->tpo", token_weights(layer, y), x) + layer.linear.bias
+    """One weight matrix per token, W'_ij = s_j W_ij, as a 1-D convolution with a group per token.
 
-
-def modulated_linear_grouped(layer, x, y):
-    """The same as one 1-D convolution with a group per token. Source: the official StyleGAN2 code; the blog post."""
-    weights, T = token_weights(layer, y), len(y)
+    x [p, in] or [T, p, in], y [T, D] -> [T, p, out]. Source: StyleGAN2 (Karras et al. 2020), eq. 1 and 3, and its code.
+    """
+    T, W = len(y), layer.linear.weight / math.sqrt(layer.linear.weight.shape[1])
+    weights = layer.style(y)[:, None, :] * W  # [T, out, in]
+    if layer.demodulate:
+        weights = weights / (weights.square().sum(2, keepdim=True) + 1e-8).sqrt()
     channels_first = x.expand(T, *x.shape[-2:]).transpose(1, 2).flatten(0, 1)  # [T * in, p]
     out = F.conv1d(channels_first[None], weights.flatten(0, 1)[..., None], groups=T)  # [1, T * out, p]
     return out.unflatten(1, (T, -1))[0].transpose(1, 2) + layer.linear.bias
@@ -123,7 +112,7 @@ def l2_self_attention(layer, h):
     return layer.out(l2_attention(q, v, exponent=layer.exponent).transpose(1, 2).flatten(2))
 
 
-LITERAL_FORWARD = {"ModulatedLinear": modulated_linear_grouped, "L2SelfAttention": l2_self_attention}
+LITERAL_FORWARD = {"ModulatedLinear": modulated_linear, "L2SelfAttention": l2_self_attention}
 
 
 def make_literal(network):

@@ -33,6 +33,10 @@ def test_generator_block_adds_both_halves(vitgan):
     torch.testing.assert_close(block(h, w), middle + block.mlp(block.norm2(middle, w)))
 
 
+def test_g_has_two_slns_per_block_and_one_after_the_last(vitgan, make_config):
+    assert sum(isinstance(m, vitgan.SelfModulatedLayerNorm) for m in vitgan.Generator(make_config(depth=3)).modules()) == 2 * 3 + 1
+
+
 def test_siren_output_is_linear(vitgan):
     siren = vitgan.PatchSIREN(16)
     with torch.no_grad():

@@ -88,14 +88,6 @@ def test_train_goes_on_when_the_disk_refuses_and_saves_when_there_is_room(train,
     assert helpers.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["images_seen"] == 24
 
 
-def test_train_goes_on_when_the_samples_cannot_be_written(vitgan, config, images, tmp_path):
-    def refuse(state, samples):
-        raise OSError("No space left on device")
-
-    with pytest.warns(UserWarning, match="not saved .*No space left"):
-        assert vitgan.train(config, images, tmp_path, on_snapshot=refuse).images_seen == config.total_images
-
-
 def test_train_refuses_a_folder_in_use(train, tmp_path):
     with filelock.FileLock(tmp_path / "lock"), pytest.raises(RuntimeError, match="run_dir=.* is in use by another training"):
         train("")

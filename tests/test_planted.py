@@ -30,7 +30,7 @@ PLANTED = [  # words of the mistake in the table, the section that catches it, a
     ("mixes channels", "4.8", ('rearrange(patches, "b (gh gw) (ph pw) c -> b c (gh ph) (gw pw)", gh=grid, ph=side)',
                                "patches.reshape(len(patches), -1, grid * side, grid * side)")),
     ("ω₀", "4.8", ("torch.sin(layer(x, y))", "torch.sin(30 * layer(x, y))"),
-     ("ModulatedLinear(width, channels, width)", f"ModulatedLinear(width, channels, width); {SMALL_WEIGHTS}")),
+     ("ModulatedLinear(width, 3, width)", f"ModulatedLinear(width, 3, width); {SMALL_WEIGHTS}")),
     ("no padding", "6.2", ("padding=self.overlap", "padding=0")),
     ("without square", "6.3", ("torch.softmax(norms - 2 * products, -1)",
                                "torch.softmax(sign * torch.cdist(q, q) * q.shape[-1] ** -exponent, -1)")),

@@ -29,9 +29,10 @@ def test_main_reads_data_dir_relative_to_the_caller(vitgan, monkeypatch, tmp_pat
     monkeypatch.setenv("VITGAN_SETTINGS", "")
     monkeypatch.setattr(helpers, "load_definitions", lambda path: vitgan)
     monkeypatch.setattr(helpers, "run_notebook", lambda path: path)
-    helpers.main(["data_dir=my photos", "profile=smoke", "minutes=2"])
-    settings = helpers.parse_settings(os.environ["VITGAN_SETTINGS"])
-    assert settings == {"data_dir": str(tmp_path / "my photos"), "profile": "smoke", "minutes": 2}
+    for folder in ("my photos", "2024"):
+        helpers.main([f"data_dir={folder}", "profile=smoke", "minutes=2"])
+        settings = helpers.parse_settings(os.environ["VITGAN_SETTINGS"])
+        assert settings == {"data_dir": str(tmp_path / folder), "profile": "smoke", "minutes": 2}
 
 
 def test_run_notebook_keeps_what_was_computed_when_a_cell_fails(tmp_path):
@@ -50,6 +51,7 @@ def test_torchrun_trains_in_two_processes_and_keeps_one_checkpoint(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (checkpoint,) = tmp_path.rglob("checkpoint.pt")
     assert helpers.load_checkpoint(checkpoint)["images_seen"] == 64
+    assert (checkpoint.parent / "samples-000000064.png").exists()  # the notebook, which goes on from here, shows it
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

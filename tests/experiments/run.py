@@ -28,7 +28,7 @@ import helpers  # noqa: E402
 import judge  # noqa: E402
 from ablations import ABLATIONS  # noqa: E402
 
-NO_RESULT = ("data_dir", "total_images", "max_minutes", "snapshot_minutes", "log_images", "compile", "seed", "flip")
+NO_RESULT = ("data_dir", "total_images", "max_minutes", "snapshot_minutes", "log_images", "compile", "seed")
 RESULTS = "images minutes images_per_s logit_gap swd spread cfd cfd_raw note".split()  # cfd_raw: of G itself, full model only
 SAMPLES = 10_000  # scored after each number of images
 
@@ -105,7 +105,7 @@ def experiment(args, ablation, seed, folder):
             score(vitgan, copy.deepcopy(state.G), config) if ablation == "full" else "", "")))
         append(args.out, row)
         print(json.dumps(row), flush=True)
-    strip = args.out.parent / "samples" / ("-".join([ablation, *args.fields, str(config.seed)]) + ".png")
+    strip = args.out.parent / "samples" / ("-".join([ablation, *args.fields, str(config.seed)]).replace("/", "_") + ".png")
     strip.parent.mkdir(exist_ok=True)
     helpers.image_grid(samples[:16], 16, scale=3).save(strip)
 
