@@ -45,7 +45,6 @@ CHANGES = {
     "sqrt-d": lambda v, s: s.D.blocks[0].attention.exponent == 0.5,
     "plus-sign": lambda v, s: v.l2_attention(torch.tensor([[[[0.0], [9.0]]]]), torch.tensor([[[[0.0], [1.0]]]]))[0, 0, 0] > 0.9,
     "untied": lambda v, s: l2_when_tied(s),
-    "plus-distance": lambda v, s: torch.allclose(ablations.plus_distance(*torch.randn(2, 5, 8), 0).sum(-1), torch.tensor(8**-0.5)),
     "no-overlap": lambda v, s: s.D.embed.weight.shape[1] == 3 * 4**2,
     "conv": lambda v, s: s.D.blocks[0].skip.bias is None and not hasattr(s.D, "embed"),
     "no-bcr": lambda v, s: "bcr" not in v.train_step(s, IMAGES),

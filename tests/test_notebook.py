@@ -22,6 +22,11 @@ def test_notebook_links_point_to_headings():
     assert links and links - anchors == set()
 
 
+def test_notebook_tables_begin_with_a_header():
+    tables = re.findall(r"(?:^|\n\n)(\|.*)\n(.*)", TEXT)
+    assert tables and [first for first, second in tables if not second.startswith("| ---")] == []
+
+
 def test_notebook_cells_fit_on_a_screen():
     for lines in ("".join(c["source"]).splitlines() for c in CODE):
         assert sum(bool(line.strip()) for line in lines) <= 40, lines[0]

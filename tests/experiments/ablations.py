@@ -56,10 +56,6 @@ def minus_squared(q, k, exponent):
     return torch.softmax((2 * q @ k.mT - k.square().sum(-1)[..., None, :]) / q.shape[-1] ** exponent, -1)
 
 
-def plus_distance(q, k, _):
-    return torch.softmax(torch.cdist(q, k), -1) / math.sqrt(q.shape[-1])  # the post scales after the softmax
-
-
 # generator --------------------
 
 
@@ -292,7 +288,6 @@ ABLATIONS = {
     "sqrt-d": ("distances over √d (the paper's) instead of d", dict(l2_exponent=0.5), nothing),
     "plus-sign": ("no minus in L2 attention, as the paper prints it", {}, plus_sign),
     "untied": ("untied Q and K", {}, partial(untied, weights=minus_squared)),
-    "plus-distance": ("the post's: + distance, not squared, untied", {}, partial(untied, weights=plus_distance)),
     "no-overlap": ("no overlap of D's patches", dict(overlap=0), nothing),
     "conv": ("convolutional discriminator (StyleGAN2's)", {}, convolutional),
     "no-bcr": ("no bCR: DiffAugment alone", dict(bcr=0.0, adversarial_on="augmented"), nothing),
