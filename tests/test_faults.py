@@ -126,17 +126,6 @@ def test_load_checkpoint_falls_back_to_the_one_before_and_says_so(train, tmp_pat
         train()
 
 
-def test_load_checkpoint_never_runs_code(tmp_path):
-    class Code:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    torch.save({"G": Code()}, tmp_path / "checkpoint.pt")
-    with pytest.warns(UserWarning, match="UnpicklingError"), pytest.raises(RuntimeError, match="no readable checkpoint"):
-        helpers.load_checkpoint(tmp_path / "checkpoint.pt")
-    assert not (tmp_path / "executed").exists()
-
-
 def test_train_refuses_a_checkpoint_of_other_settings_or_other_images(vitgan, train, config, images, tmp_path):
     train(total_images=8)
     with pytest.raises(ValueError, match=r"another run: width=32 \(there: 16\)\. Choose another run_dir"):
