@@ -239,38 +239,27 @@ class ResidualDown(nn.Module):
         return (h + self.skip(blur(x, 1))) / math.sqrt(2)
 
 
-GROUP = 4  # images whose features are compared
-
-
-def minibatch_std(h):
-    """Mean deviation of features within GROUP neighbors of the batch: [B, C, s, s] -> [B, 1, s, s]."""
-    deviation = (h.float().unflatten(0, (-1, GROUP)).var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-    return deviation.to(h.dtype).repeat_interleave(GROUP)[:, None, None, None].expand(-1, 1, *h.shape[2:])
+def minibatch_std(h, group):
+    """Mean deviation of features within groups of neighbors in the batch: [B, C, s, s] -> [B, 1, s, s]."""
+    deviation = (h.float().unflatten(0, (-1, group)).var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+    return deviation.to(h.dtype).repeat_interleave(group)[:, None, None, None].expand(-1, 1, *h.shape[2:])
 
 
 def convolutional(vitgan):
     class ConvDiscriminator(nn.Module):
-        """Images [B, 3, S, S] -> logits [B], config.width channels.
-
-        D is called with real images, fakes and their twins, batch_size of each: groups that divide it mix none of them.
-        """
+        """Images [B, 3, S, S], S a power of 2 -> logits [B], config.width channels."""
 
         def __init__(self, config):
             super().__init__()
             c, share = config.width, config.batch_size // vitgan.helpers.rank_and_size()[1]
-            if share % GROUP:
-                raise ValueError(f"batch_size={config.batch_size}; allowed with the convolutional discriminator: "
-                                 f"a multiple of {GROUP} in each process.")
-            halvings = {8: 1, 16: 2, 32: 3, 64: 4}.get(config.image_size)
-            if halvings is None:
-                raise ValueError(f"image_size={config.image_size}; allowed with the convolutional discriminator: 8, 16, 32 or 64.")
+            self.group = math.gcd(4, share)  # it sees share real images, share fakes and their twins: groups mix none of them
             self.from_rgb, self.last = EqualizedConv(3, c, 1), EqualizedConv(c + 1, c, 3)
-            self.blocks = nn.Sequential(*(ResidualDown(c) for _ in range(halvings)))
+            self.blocks = nn.Sequential(*(ResidualDown(c) for _ in range(int(math.log2(config.image_size / 4)))))
             self.hidden, self.head = vitgan.EqualizedLinear(c * 16, c), vitgan.EqualizedLinear(c, 1)
 
         def forward(self, x):
             h = self.blocks(leaky(self.from_rgb(x)))  # [B, C, 4, 4]
-            h = leaky(self.last(torch.cat([h, minibatch_std(h)], 1)))
+            h = leaky(self.last(torch.cat([h, minibatch_std(h, self.group)], 1)))
             return self.head(leaky(self.hidden(h.flatten(1)))).squeeze(1)
 
     vitgan.Discriminator = ConvDiscriminator
