@@ -24,9 +24,6 @@ def no_spectral_norm(vitgan):
     vitgan.ISNLinear = vitgan.EqualizedLinear
 
 
-# attention in D --------------------
-
-
 def plus_sign(vitgan):
     vitgan.l2_attention = partial(vitgan.l2_attention, sign=1)
 
@@ -54,9 +51,6 @@ def dot(q, k, _):
 def minus_squared(q, k, exponent):
     """Of squared distances; |q|^2 is the same along a row and cancels."""
     return torch.softmax((2 * q @ k.mT - k.square().sum(-1)[..., None, :]) / q.shape[-1] ** exponent, -1)
-
-
-# generator --------------------
 
 
 def one_sln(vitgan):
@@ -156,8 +150,6 @@ def linear_decoder(vitgan):
     vitgan.Generator = replaced(vitgan.Generator, "decoder", LinearDecoder)
 
 
-# losses --------------------
-
 def r1(vitgan):
     """gamma / 2 E |grad_x D(x)|^2 with gamma = 0.1. Source: Mescheder et al. 2018."""
     without = vitgan.discriminator_loss
@@ -197,9 +189,6 @@ def relativistic(vitgan):
         return loss, {"g_loss": loss.detach()}
 
     vitgan.discriminator_loss, vitgan.generator_loss = discriminator_loss, generator_loss
-
-
-# the convolutional discriminator, StyleGAN2's --------------------
 
 
 class EqualizedConv(nn.Module):
