@@ -17,7 +17,6 @@ import benchmark  # noqa: E402
 import gpu  # noqa: E402
 import judge  # noqa: E402
 import run  # noqa: E402
-import widen  # noqa: E402
 
 SMALL = dict(image_size=16, width=16, heads=2, depth=1, latent_dim=16, batch_size=4, precision="float32")
 IMAGES = torch.randint(256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -93,21 +92,6 @@ def test_run_appends_a_row_for_each_number_of_images(tmp_path, monkeypatch):
     assert list(first) == list(run.evidence()[0]) and (first["images"], second["images"], first["seed"]) == ("16", "32", "3")
     assert first["ablation"] == "no-overlap" and "overlap=0" in first["settings"] and float(first["cfd"]) > 1000
     assert len([*tmp_path.glob("samples/*.png")]) == 1
-
-
-def test_widen_goes_on_with_a_larger_generator_that_draws_the_same(vitgan, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "SAMPLES", 300)
-    config, data = vitgan.configure("smoke", total_images=64)
-    small, z = vitgan.train(config, data.pixels, tmp_path / "a"), vitgan.fixed_noise(config, 16)
-    widen.main([str(tmp_path / "a"), "--images", "64"])  # has nothing to train
-    large = vitgan.Generator(widen.larger(config)).eval()
-    for name in ("G", "G_ema"):
-        large.load_state_dict(helpers.load_checkpoint(tmp_path / "a-wide" / "checkpoint.pt")[name])
-        torch.testing.assert_close(large(z), getattr(small, name).eval()(z), atol=1e-4, rtol=1e-4)
-    widen.main([str(tmp_path / "a"), "--images", "128"])
-    G, wide, card = vitgan.load_generator(tmp_path / "a-wide" / "generator.safetensors")
-    assert card["images_seen"] == 128 and (wide.width, wide.heads, wide.depth) == (64, 4, 2)
-    assert not torch.allclose(*G.embed(G.mapping(z)).chunk(2, -1), atol=1e-3)  # the copies of a unit differ
 
 
 @pytest.mark.parametrize("size, expected", [(16, 5759.48), (32, 12204.27)])  # by the program that made the references
