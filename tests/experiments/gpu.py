@@ -176,11 +176,11 @@ def fused_attention(q, v):
 
 
 def attention_row(vitgan, config, device, dtype, min_run_time):
-    """Forward and backward of D's attention in both forms, for a training step's 4 B images."""
+    """Forward and backward of D's attention in both forms, for a training step's 4 B images; `apart` is in float32."""
     tokens = benchmark.tokens_of_d(config)
     shape = 4 * config.batch_size, config.heads, tokens, config.width // config.heads
     q, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
-    apart = (fused_attention(q, v) - vitgan.l2_attention(q, v)).abs().max().item()
+    apart = (fused_attention(q.float(), v.float()) - vitgan.l2_attention(q.float(), v.float())).abs().max().item()
     plain, fused = (benchmark.timed(lambda: form(q, v).sum().backward(), min_run_time).median  # noqa: B023
                     for form in (vitgan.l2_attention, fused_attention))
     return {"tokens": tokens, "plain_ms": 1e3 * plain, "fused_ms": 1e3 * fused, "apart": apart}
