@@ -1,41 +1,50 @@
-"""The notebook's set-up cell alone in an empty folder, as in Colab, with GitHub replaced by folders of this machine."""
+"""The set-up cell alone in an empty folder, as in Colab, and README's publishing command."""
 
-import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 from conftest import NOTEBOOK, ROOT
 
-CELL = next(source for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
-            and "opened_from" in (source := "".join(cell["source"])))
+COMMAND = re.search(r"^sed -i .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[0]
 
 
-def test_set_up_cell_clones_once_and_names_what_cannot_be_cloned(tmp_path, monkeypatch):
-    repository, empty, other = (tmp_path / name for name in ("github/ORG/REPO", "empty", "other"))
-    for folder in (repository, empty, other):
-        folder.mkdir(parents=True)
-    for file in (NOTEBOOK, ROOT / "helpers.py"):
+def set_up_cell(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return next(source for c in cells if c["cell_type"] == "code"
+                and "REPOSITORY" in (source := "".join(c["source"])))
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_set_up_cell_clones_once(tmp_path, monkeypatch, published):
+    """GitHub is replaced by folders here; a copy that README's command published works too."""
+    repository = tmp_path / "github" / ("you/name" if published else "ORG/REPO")
+    empty = tmp_path / "empty"
+    repository.mkdir(parents=True)
+    empty.mkdir()
+    for file in (NOTEBOOK, ROOT / "helpers.py", ROOT / "README.md"):
         shutil.copy(file, repository)
-    for command in ("init -q -b main", "add .", "-c user.name=t -c user.email=t@example.org commit -q -m all"):
+    if published:
+        subprocess.run(COMMAND, shell=True, cwd=repository, check=True)
+        for file in ("README.md", NOTEBOOK.name):
+            assert "ORG/REPO" not in (repository / file).read_text(encoding="utf-8")
+        assert "awaits publishing" not in (repository / NOTEBOOK.name).read_text(encoding="utf-8")
+    for command in ("init -q -b main", "add .", "config user.name t", "config user.email t@t.org",
+                    "commit -q -m all"):
         subprocess.run(["git", *command.split()], cwd=repository, check=True)
-    for name, value in {"COUNT": "1", "KEY_0": f"url.file://{tmp_path}/github/.insteadOf", "VALUE_0": "https://github.com/"}.items():
+    for name, value in {"COUNT": "1", "KEY_0": f"url.file://{tmp_path}/github/.insteadOf",
+                        "VALUE_0": "https://github.com/"}.items():
         monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
-    monkeypatch.setenv("COLAB_JUPYTER_IP", "127.0.0.1")
-    monkeypatch.setenv("KMP_TARGET_PORT", "9")  # nobody answers
-    for start in (empty, empty, empty / "vitgan"):  # a second session, and the cell run again in the same one
+    cell = set_up_cell(repository / NOTEBOOK.name)
+    for start in (empty, empty, empty / "vitgan"):  # a second session, and the cell run again
         monkeypatch.chdir(start)
-        exec(CELL, {})
+        exec(cell, {})
         assert os.getcwd() == str(empty / "vitgan")
-    found = subprocess.run([sys.executable, "-c", "import helpers; print(helpers.__file__)"], capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", "import helpers; print(helpers.__file__)"],
+                           capture_output=True, text=True)
     assert found.stdout.strip() == str(empty / "vitgan" / "helpers.py")
-
-    listed = json.dumps([{"path": "fileId=https%3A%2F%2Fgithub.com%2Fsomeone%2Ffork%2Fblob%2Fmine%2FViTGAN_CIFAR10.ipynb"}])
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(listed.encode()))
-    monkeypatch.chdir(other)
-    with pytest.raises(RuntimeError, match=r"^someone/fork \(mine\) cannot be cloned"):
-        exec(CELL, {})
+    assert sum(bool(line.strip()) for line in cell.splitlines()) <= 20

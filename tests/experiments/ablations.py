@@ -1,14 +1,30 @@
-"""The full model less one part, or with another one.
+"""Take a part away from a profile, train, score: one row of a CSV for each number of images.
 
-`python tests/experiments/run.py --ablations NAME ...` trains with it; run alone, this file prints the names. An entry of ABLATIONS
-is (what it does, settings, a function that patches the notebook's definitions). Classes are subclassed, never copied.
+    python tests/experiments/ablations.py --data FOLDER --parts full no-bcr --seeds 0 1
+    python tests/experiments/ablations.py bcr=10.0 --data FOLDER --images 100000
+    python tests/experiments/ablations.py --plot parts.png
+
+FIELD=VALUE pairs come first. A run that was stopped goes on when it is started again, and rows
+that the CSV has already are skipped. Scores are cFD of 10,000 samples. Rows of evidence.csv whose
+settings begin with 9b29c95 were made by `tests/experiments/run.py` of that commit.
+Classes are subclassed from the notebook's, never copied.
 """
+import argparse
+import copy
+import csv
 import math
-from functools import partial
+import sys
+import time
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+import helpers  # noqa: E402
 
 
 def plain_spectral_norm(vitgan):
@@ -24,33 +40,21 @@ def no_spectral_norm(vitgan):
     vitgan.ISNLinear = vitgan.EqualizedLinear
 
 
-def plus_sign(vitgan):
-    vitgan.l2_attention = partial(vitgan.l2_attention, sign=1)
+def dot_product(vitgan):
+    class DotAttention(vitgan.L2SelfAttention):
+        """Keys of their own, and products for distances."""
 
-
-def untied(vitgan, weights):
-    """A key layer of its own; `weights` maps q, k [B, H, N, d] and the exponent to the attention [B, H, N, N]."""
-    class UntiedAttention(vitgan.L2SelfAttention):
-        def __init__(self, width, heads, exponent):
-            super().__init__(width, heads, exponent)
+        def __init__(self, width, heads):
+            super().__init__(width, heads)
             self.key = vitgan.ISNLinear(width, width)
 
         def forward(self, h):
             q, k, v = (vitgan.rearrange(layer(h), "b n (h d) -> b h n d", h=self.heads)
                        for layer in (self.qk, self.key, self.value))
-            y = weights(q, k, self.exponent).to(v.dtype) @ v
-            return self.out(vitgan.rearrange(y, "b h n d -> b n (h d)"))
+            heads = vitgan.attention(q, k, v, scale=q.shape[-1] ** -0.5)
+            return self.out(vitgan.rearrange(heads, "b h n d -> b n (h d)"))
 
-    vitgan.L2SelfAttention = UntiedAttention
-
-
-def dot(q, k, _):
-    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
-
-
-def minus_squared(q, k, exponent):
-    """Of squared distances; |q|^2 is the same along a row and cancels."""
-    return torch.softmax((2 * q @ k.mT - k.square().sum(-1)[..., None, :]) / q.shape[-1] ** exponent, -1)
+    vitgan.L2SelfAttention = DotAttention
 
 
 def one_sln(vitgan):
@@ -81,7 +85,7 @@ def no_mapping(vitgan):
         def __init__(self, latent_dim, width, layers):
             super().__init__(width, width, 0)
             if latent_dim != width:
-                raise ValueError(f"latent_dim={latent_dim}; allowed without a mapping network: width={width}.")
+                raise ValueError(f"latent_dim={latent_dim} must be width={width}")
 
     vitgan.MappingNetwork = Normalized
 
@@ -108,22 +112,8 @@ def replaced(network, name, build):
 
 
 def free_positions(vitgan):
-    vitgan.Generator, vitgan.Discriminator = (replaced(network, "positions", SineTable)
-                                              for network in (vitgan.Generator, vitgan.Discriminator))
-
-
-def two_hidden(vitgan):
-    vitgan.PatchSIREN = partial(vitgan.PatchSIREN, hidden_layers=2)
-
-
-def demodulated(vitgan):
-    class DemodulatedSIREN(vitgan.PatchSIREN):
-        def __init__(self, *sizes):
-            super().__init__(*sizes)
-            for layer in self.hidden:
-                layer.demodulate = True
-
-    vitgan.PatchSIREN = DemodulatedSIREN
+    for name in ("Generator", "Discriminator"):
+        setattr(vitgan, name, replaced(getattr(vitgan, name), "positions", SineTable))
 
 
 def additive_decoder(vitgan):
@@ -150,47 +140,6 @@ def linear_decoder(vitgan):
     vitgan.Generator = replaced(vitgan.Generator, "decoder", LinearDecoder)
 
 
-def r1(vitgan):
-    """gamma / 2 E |grad_x D(x)|^2 with gamma = 0.1. Source: Mescheder et al. 2018."""
-    without = vitgan.discriminator_loss
-
-    def discriminator_loss(D, real, fake, config):
-        loss, stats = without(D, real, fake, config)
-        images = real.detach().requires_grad_()
-        with torch.compiler.set_stance("force_eager"):  # compiled code has no second derivative
-            (gradient,) = torch.autograd.grad(D(images).float().sum(), images, create_graph=True)
-        penalty = 0.1 / 2 * gradient.square().sum((1, 2, 3)).mean()
-        return loss + penalty, stats | {"r1": penalty.detach()}
-
-    vitgan.discriminator_loss = discriminator_loss
-
-
-def relativistic(vitgan):
-    """How much more real each real image looks than a fake; small gradients on both, measured by noise on a quarter of each batch.
-
-    Sources: R3GAN (Huang et al. 2024); noise and logits centred: adversarial flow models (Lin et al. 2025).
-    """
-    shown, sigma = {}, 0.03
-
-    def discriminator_loss(D, real, fake, config):
-        shown["real"], few = real, max(1, len(real) // 4)
-        both = torch.cat([real, fake.detach()])
-        some = torch.cat([half[:few] for half in both.chunk(2)])
-        on_both, on_noised = D(torch.cat([both, some + sigma * torch.randn_like(some)])).float().split([len(both), len(some)])
-        on_real, on_fake = on_both.chunk(2)
-        slopes = (on_noised - torch.cat([on_real[:few], on_fake[:few]])) / sigma
-        logistic = F.softplus(on_fake - on_real).mean()
-        stats = {"d_loss": logistic, "logit_real": on_real.mean(), "logit_fake": on_fake.mean()}
-        loss = logistic + 0.01 * slopes.square().mean() + 0.01 * (on_real + on_fake).square().mean()
-        return loss, {name: value.detach() for name, value in stats.items()}
-
-    def generator_loss(D, fake, config):
-        loss = F.softplus(D(shown["real"]).float() - D(fake).float()).mean()
-        return loss, {"g_loss": loss.detach()}
-
-    vitgan.discriminator_loss, vitgan.generator_loss = discriminator_loss, generator_loss
-
-
 class EqualizedConv(nn.Module):
     """Convolution by W / sqrt(fan_in), W ~ N(0, 1); stride 1: padded, stride 2: not."""
 
@@ -206,9 +155,10 @@ class EqualizedConv(nn.Module):
 
 
 def blur(x, padding):
-    """Binomial 4x4 low-pass filter, so that halving does not alias: [B, C, S, S] -> side S + 2 padding - 3."""
+    """Binomial 4x4 low-pass filter against aliasing: [B, C, S, S] -> side S + 2 padding - 3."""
     kernel = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    return F.conv2d(x, (kernel[:, None] * kernel).expand(x.shape[1], 1, 4, 4), padding=padding, groups=x.shape[1])
+    kernels = (kernel[:, None] * kernel).expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(x, kernels, padding=padding, groups=x.shape[1])
 
 
 def leaky(x):
@@ -220,7 +170,8 @@ class ResidualDown(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.first, self.second = EqualizedConv(channels, channels, 3), EqualizedConv(channels, channels, 3, 2)
+        self.first = EqualizedConv(channels, channels, 3)
+        self.second = EqualizedConv(channels, channels, 3, 2)
         self.skip = EqualizedConv(channels, channels, 1, 2, bias=False)
 
     def forward(self, x):
@@ -229,9 +180,10 @@ class ResidualDown(nn.Module):
 
 
 def minibatch_std(h, group):
-    """Mean deviation of features within groups of neighbors in the batch: [B, C, s, s] -> [B, 1, s, s]."""
-    deviation = (h.float().unflatten(0, (-1, group)).var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-    return deviation.to(h.dtype).repeat_interleave(group)[:, None, None, None].expand(-1, 1, *h.shape[2:])
+    """Mean deviation of features in groups of neighbors: [B, C, s, s] -> [B, 1, s, s]."""
+    variance = h.float().unflatten(0, (-1, group)).var(1, correction=0)
+    deviation = (variance + 1e-8).sqrt().mean((1, 2, 3)).to(h.dtype).repeat_interleave(group)
+    return deviation[:, None, None, None].expand(-1, 1, *h.shape[2:])
 
 
 def convolutional(vitgan):
@@ -240,10 +192,10 @@ def convolutional(vitgan):
 
         def __init__(self, config):
             super().__init__()
-            c, share = config.width, config.batch_size // vitgan.helpers.rank_and_size()[1]
-            self.group = math.gcd(4, share)  # it sees share real images, share fakes and their twins: groups mix none of them
+            c, self.group = config.width, math.gcd(4, config.batch_size)  # no mixed groups
             self.from_rgb, self.last = EqualizedConv(3, c, 1), EqualizedConv(c + 1, c, 3)
-            self.blocks = nn.Sequential(*(ResidualDown(c) for _ in range(int(math.log2(config.image_size / 4)))))
+            halvings = int(math.log2(config.image_size / 4))
+            self.blocks = nn.Sequential(*(ResidualDown(c) for _ in range(halvings)))
             self.hidden, self.head = vitgan.EqualizedLinear(c * 16, c), vitgan.EqualizedLinear(c, 1)
 
         def forward(self, x):
@@ -258,30 +210,110 @@ def nothing(vitgan):
     pass
 
 
-ABLATIONS = {
+PARTS = {  # name: (what it does, settings, a function that patches the notebook's definitions)
     "full": ("the full model", {}, nothing),
-    "plain-sn": ("plain spectral norm instead of ISN", {}, plain_spectral_norm),
-    "no-sn": ("no spectral norm", {}, no_spectral_norm),
-    "dot": ("dot-product attention in D", {}, partial(untied, weights=dot)),
-    "sqrt-d": ("distances over √d (the paper's) instead of d", dict(l2_exponent=0.5), nothing),
-    "plus-sign": ("no minus in L2 attention, as the paper prints it", {}, plus_sign),
-    "untied": ("untied Q and K", {}, partial(untied, weights=minus_squared)),
-    "no-overlap": ("no overlap of D's patches", dict(overlap=0), nothing),
-    "conv": ("convolutional discriminator (StyleGAN2's)", {}, convolutional),
-    "no-bcr": ("no bCR: DiffAugment alone", dict(bcr=0.0, adversarial_on="augmented"), nothing),
-    "no-augment": ("no DiffAugment, hence no bCR", dict(bcr=0.0, adversarial_on="plain"), nothing),
-    "r1": ("R1 penalty instead of bCR", dict(bcr=0.0), r1),
-    "relativistic": ("relativistic loss, R1 and R2 by noise instead of bCR", dict(bcr=0.0, adversarial_on="plain"), relativistic),
-    "one-sln": ("one SLN per block", {}, one_sln),
     "no-equalized": ("no equalized learning rate", {}, no_equalized_rate),
-    "no-mapping": ("no mapping network", {}, no_mapping),
-    "free-positions": ("free positions (the post's)", {}, free_positions),
-    "additive": ("additive instead of modulated patch decoder", {}, additive_decoder),
-    "linear": ("linear patch decoder instead of SIREN", {}, linear_decoder),
-    "two-hidden": ("two hidden layers in the patch decoder", {}, two_hidden),
-    "demodulate": ("demodulated patch decoder (StyleGAN2's)", {}, demodulated),
+    "one-sln": ("one SLN per block", {}, one_sln),
+    "no-mapping": ("no mapping network", {"latent_dim": 128}, no_mapping),
+    "free-positions": ("a table of positions", {}, free_positions),
+    "additive": ("styles added, not multiplied", {}, additive_decoder),
+    "linear": ("a linear layer for the SIREN", {}, linear_decoder),
+    "plain-sn": ("plain spectral normalization", {}, plain_spectral_norm),
+    "no-sn": ("no spectral normalization", {}, no_spectral_norm),
+    "dot": ("dot-product attention in D", {}, dot_product),
+    "no-overlap": ("no overlap of D's patches", {"overlap": 0}, nothing),
+    "no-bcr": ("no bCR", {"bcr": 0.0}, nothing),
+    "no-augment": ("no augmentation, hence no bCR", {"augment": "", "bcr": 0.0}, nothing),
+    "conv": ("a convolutional discriminator", {}, convolutional),
 }
 
+
+def rows_of(path):
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path, row):
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def experiment(args, part, seed):
+    """Train with one part taken away, and append a row for each number of images."""
+    vitgan, device = helpers.load_definitions(), helpers.pick_device()
+    _, settings, patch = PARTS[part]
+    patch(vitgan)
+    data = helpers.load_images(args.size, args.data)
+    asked = {"max_minutes": 1e6, "seed": seed} | settings
+    asked |= helpers.parse_settings(" ".join(args.fields))
+    done = [(r["part"], r["settings"], r["seed"], int(r["images"])) for r in rows_of(args.out)]
+    for count in sorted(args.images):
+        config = vitgan.configure(data, device, args.profile, **asked, total_images=count)[1]
+        reached = -(-count // config.batch_size) * config.batch_size
+        if (part, " ".join(args.fields), str(seed), reached) in done:
+            continue
+        folder = args.out.parent / "-".join([part, *args.fields, str(seed)]).replace("/", "_")
+        state = vitgan.train(config, data.pixels.to(device), folder)
+        z, last = vitgan.fixed_noise(config, args.samples, seed=123), state.history[-1]
+        scores = [vitgan.cfd(vitgan.sample(G, z)) if args.size == 32 else float("nan")
+                  for G in (state.G_ema, copy.deepcopy(state.G).eval())]
+        samples = vitgan.sample(state.G_ema, z[:1000])
+        append(args.out, {
+            "date": time.strftime("%Y-%m-%d"), "part": part, "settings": " ".join(args.fields),
+            "seed": seed, "images": state.images_seen, "minutes": round(state.seconds / 60, 2),
+            "images_per_s": round(state.images_seen / state.seconds),
+            "logit_gap": round(last["logit_real"] - last["logit_fake"], 3),
+            "diversity": round((samples / 127.5).std(0).mean().item(), 3),
+            "cfd": round(scores[0], 2), "cfd_without_ema": round(scores[1], 2)})
+
+
+def plot(rows, path):
+    """A dot for each seed and part, at the largest number of images that all parts have."""
+    import matplotlib.pyplot as plt
+    counts = set.intersection(*({r["images"] for r in rows if r["part"] == part}
+                                for part in {r["part"] for r in rows}))
+    if not counts:
+        sys.exit("no number of images is common to all parts")
+    shown = [r for r in rows if r["images"] == max(counts, key=int)]
+    scores = {part: [float(r["cfd"]) for r in shown if r["part"] == part] for part in PARTS}
+    found = [(part, values) for part, values in scores.items() if values]
+    scores = dict(sorted(found, key=lambda pair: sum(pair[1]) / len(pair[1])))
+    fig, ax = plt.subplots(figsize=(7.5, 0.3 * len(scores) + 1))
+    for y, (part, values) in enumerate(scores.items()):
+        ax.plot(values, [y] * len(values), "o-", color="#c53030" if part == "full" else "#2b6cb0")
+    ax.set_yticks(range(len(scores)), [PARTS[part][0] for part in scores], fontsize=9)
+    ax.set(xscale="log", xlabel=f"cFD after {shown[0]['images']} images, a dot a seed")
+    ax.invert_yaxis()
+    fig.savefig(path)
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE")
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--images", type=int, nargs="+", default=[50_000, 100_000, 200_000])
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--parts", nargs="+", default=["full"], choices=PARTS)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiments" / "evidence.csv")
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_intermixed_args(words)
+    if args.plot:
+        return plot(rows_of(args.out), args.plot)
+    for part in args.parts:
+        for seed in args.seeds:
+            experiment(args, part, seed)
+
+
 if __name__ == "__main__":
-    for name, (text, settings, _) in ABLATIONS.items():
-        print(f"{name:16}{text}", *(f"{field}={value}" for field, value in settings.items()))
+    main()
