@@ -251,8 +251,8 @@ def experiment(args, part, seed):
     _, settings, patch = PARTS[part]
     patch(vitgan)
     data = helpers.load_images(args.size, args.data)
-    asked = {"max_minutes": 1e6, "seed": seed} | settings
-    asked |= helpers.parse_settings(" ".join(args.fields))
+    asked = {"max_minutes": 1e6, "seed": seed} | helpers.parse_settings(" ".join(args.fields))
+    asked |= settings  # the part is away, whatever the fields say
     done = [(r["part"], r["settings"], r["seed"], int(r["images"])) for r in rows_of(args.out)]
     for count in sorted(args.images):
         config = vitgan.configure(data, device, args.profile, **asked, total_images=count)[1]
@@ -309,7 +309,8 @@ def main(words=None):
     parser.add_argument("--plot", type=Path)
     args = parser.parse_intermixed_args(words)
     if args.plot:
-        return plot(rows_of(args.out), args.plot)
+        wanted = " ".join(args.fields)
+        return plot([r for r in rows_of(args.out) if r["settings"] == wanted], args.plot)
     for part in args.parts:
         for seed in args.seeds:
             experiment(args, part, seed)
