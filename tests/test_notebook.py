@@ -78,6 +78,8 @@ def test_demonstrations_leave_nothing_behind():
                 assigned.add(node.name)
             elif isinstance(node, ast.arg):
                 assigned.add(node.arg)
+            elif isinstance(node, ast.ExceptHandler) and node.name:
+                assigned.add(node.name)
             elif isinstance(node, ast.alias):
                 assigned.add((node.asname or node.name).split(".")[0])
         demonstration = is_demonstration(cell)
