@@ -64,6 +64,8 @@ def test_notebook_opens_in_colab_with_a_gpu_and_without_links_that_colab_ignores
     metadata = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["metadata"]
     assert metadata["accelerator"] == "GPU" and metadata["colab"]["gpuType"] == "T4"
     assert "widgets" not in metadata and "](#" not in TEXT and "Change runtime type" in TEXT
+    pictures = re.findall(r"!\[[^]]+\]\((.{0,30})", TEXT)  # Colab shows those inside the file alone
+    assert len(pictures) >= 4 and all(p.startswith(("data:image", "https:")) for p in pictures)
 
 
 def test_demonstrations_leave_nothing_behind():
