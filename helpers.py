@@ -1,5 +1,4 @@
 """What surrounds ViTGAN: devices, data, runs, pictures. Images are uint8 [n, 3, S, S].
-
 python helpers.py [NAME=VALUE ...] trains; names: profile, data_dir, image_size, fields of Config.
 """
 import dataclasses
@@ -11,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import socket
 import sys
 import time
@@ -32,7 +32,6 @@ from torchvision.utils import make_grid
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
-
 # ---- devices and several processes ----
 @contextmanager
 def optional(what):
@@ -53,14 +52,14 @@ def pick_device():
         return device
     return torch.device("cpu")
 
-def compile_networks(*networks):
-    """Compile networks in place, or say in one warning why they stay as they are."""
+def compile_networks(G, D):
+    """Compile both in place, or say in one warning why they stay as they are."""
     with optional("torch.compile, training goes on without it"):
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
-        torch.compile(lambda x: x.sin() + 1)(next(networks[0].parameters()))  # is there a compiler?
-        for network in networks:
-            network.compile(dynamic=False)
+        torch.compile(lambda x: x.sin() + 1)(G.w_avg)  # is there a compiler?
+        G.compile(dynamic=False)
+        D.compile(dynamic=False)
 
 def rank_and_size():
     """(rank of this process, number of processes)."""
@@ -125,8 +124,8 @@ def to_square_rgb(image, size):
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     method = Image.BOX if min(image.size) > size else Image.BICUBIC
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), method))
 
@@ -145,8 +144,7 @@ def fixed_subset(images, n):
     return images[order.to(images.device)].cpu()
 
 # ---- runs ----
-PARTS = ("G", "D", "G_ema", "opt_G", "opt_D", "scaler")
-COUNTERS = ("images_seen", "seconds", "history")
+PARTS, COUNTERS = "G D G_ema opt_G opt_D scaler".split(), "images_seen seconds history".split()
 MAY_CHANGE = ("total_images", "max_minutes", "compile", "precision")  # when a run goes on
 LOG_STEPS = 50
 
@@ -164,10 +162,10 @@ def run_folder(root, profile, name, config):
     return Path(root) / f"{profile}-{slug}-{hashlib.sha256(repr(fixed).encode()).hexdigest()[:6]}"
 
 class Run:
-    """A run in a folder around a TrainState: checkpoints, log, progress bar, stop button."""
+    """A run in a folder: log, checkpoints; Ctrl-C ends it after the step, a second one at once."""
 
     def __init__(self, state, folder):
-        self.state, self.folder, self.losses = state, Path(folder), []
+        self.state, self.folder, self.losses, self.stopped = state, Path(folder), [], False
         if (self.folder / "checkpoint.pt").exists():
             self.restore(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         if rank := rank_and_size()[0]:  # no two processes draw the same noise
@@ -198,21 +196,24 @@ class Run:
         os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
 
     def __enter__(self):
-        self.clock = time.monotonic()
+        self.clock, self.before = time.monotonic(), signal.getsignal(signal.SIGINT)
         self.bar = tqdm(initial=self.state.images_seen, unit=" images", unit_scale=True)
+        with suppress(ValueError):  # no stop button off the main thread or in several processes
+            signal.signal(signal.SIGINT, self.before if dist.is_initialized() else self.stop)
         return self
 
-    def __exit__(self, kind, error, _):
+    def stop(self, *_):
+        self.stopped = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_):
         self.bar.close()
-        if kind is KeyboardInterrupt and not dist.is_initialized():  # Ctrl-C, Jupyter's stop button
-            print(f"stopped after {self.state.images_seen:,} images; run it again to go on.")
-            with optional("the checkpoint"):
-                self.save()
-            return True
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, self.before)
 
     def unfinished(self):
-        c, state = self.state.config, self.state
-        return state.images_seen < c.total_images and state.seconds < 60 * c.max_minutes
+        c, seen, seconds = self.state.config, self.state.images_seen, self.state.seconds
+        return not self.stopped and seen < c.total_images and seconds < 60 * c.max_minutes
 
     def log(self, losses):
         """Collect a step's losses, add their means to the history; returns if a snapshot is due."""
@@ -234,8 +235,7 @@ class Run:
         state.history.append({"images": state.images_seen, "seconds": state.seconds})
         state.history[-1] |= dict(zip(losses, values, strict=True))
         self.bar.total = min(c.total_images, 60 * c.max_minutes * state.images_seen / state.seconds)
-        due = state.seconds >= self.snapshot_at or not self.unfinished()
-        return due and not rank_and_size()[0]
+        return not (rank_and_size()[0] or self.unfinished() and state.seconds < self.snapshot_at)
 
     def snapshot(self, samples, **scores):
         """Print the newest losses and the scores, save a checkpoint and a strip of samples."""

@@ -21,6 +21,7 @@ import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import os, resource, signal, torch, conftest, helpers
 vitgan = helpers.load_definitions()
 helpers.LOG_STEPS = 2
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 images, device = conftest.tiny_images(), torch.device("cpu")
 data = helpers.Images(images, "tiny", {{}})
 config = vitgan.configure(data, device, "smoke", **conftest.TINY)[1]
@@ -75,21 +76,31 @@ def test_a_process_killed_while_saving_goes_on_from_the_checkpoint_before(tmp_pa
     assert checkpoint(tmp_path / "run")["images_seen"] == 24 > seen
 
 
-def test_the_stop_button_saves_and_the_run_goes_on(tmp_path):
-    done = python("""
-        honest, steps = vitgan.train_step, []
-        def train_step(state, images):
-            steps.append(1)
-            if len(steps) == 4:
+@pytest.mark.parametrize("presses", [1, 2])
+def test_the_stop_button_ends_after_the_step_and_the_run_goes_on_bit_for_bit(tmp_path, presses):
+    """Pressed in the middle of a step, when D has learned and G has not; a second press ends it."""
+    done = python(f"""
+        honest, calls = vitgan.generator_loss, []
+        def generator_loss(*args):
+            calls.append(1)
+            for _ in range({presses} if len(calls) == 3 else 0):
                 os.kill(os.getpid(), signal.SIGINT)
-            return honest(state, images)
-        vitgan.train_step = train_step
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(vitgan.train(config, images, "run").images_seen)
-        print(vitgan.train(config, images, "run").images_seen)
+            return honest(*args)
+        vitgan.generator_loss = generator_loss
+        try:
+            print(vitgan.train(config, images, "run").images_seen)
+        except KeyboardInterrupt:
+            print("at once")
+        state, through = (vitgan.train(config, images, name) for name in ("run", "through"))
+        for a, b in zip([*state.G.parameters(), *state.G_ema.parameters(), *state.D.parameters()],
+                        [*through.G.parameters(), *through.G_ema.parameters(),
+                         *through.D.parameters()]):
+            assert torch.equal(a, b)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         """, tmp_path)
-    assert "stopped after 12 images; run it again to go on." in done.stdout, done.stderr[-2000:]
-    assert done.stdout.strip().endswith("24")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("images") if presses == 1 else done.stdout.startswith("at once")
+    assert presses == 2 or "\n12\n" in done.stdout
 
 
 @pytest.mark.parametrize("broken", ["weight", "scale"])
