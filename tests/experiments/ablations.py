@@ -248,50 +248,69 @@ def append(path, row):
 def experiment(args, part, seed):
     """Train with one part taken away, and append a row for each number of images."""
     vitgan, device = helpers.load_definitions(), helpers.pick_device()
-    _, settings, patch = PARTS[part]
+    what, settings, patch = PARTS[part]
     patch(vitgan)
     data = helpers.load_images(args.size, args.data)
+    named = " ".join([args.profile, *args.fields])
     asked = {"max_minutes": 1e6, "seed": seed} | helpers.parse_settings(" ".join(args.fields))
     asked |= settings  # the part is away, whatever the fields say
     done = [(r["part"], r["settings"], r["seed"], int(r["images"])) for r in rows_of(args.out)]
+    folder = args.out.parent / "-".join([part, *named.split(), str(seed)]).replace("/", "_")
     for count in sorted(args.images):
         config = vitgan.configure(data, device, args.profile, **asked, total_images=count)[1]
         reached = -(-count // config.batch_size) * config.batch_size
-        if (part, " ".join(args.fields), str(seed), reached) in done:
+        if (part, named, str(seed), reached) in done:
             continue
-        folder = args.out.parent / "-".join([part, *args.fields, str(seed)]).replace("/", "_")
-        state = vitgan.train(config, data.pixels.to(device), folder)
+        row = {"date": time.strftime("%Y-%m-%d"), "part": part, "settings": named, "seed": seed,
+               "images": reached, "minutes": "", "images_per_s": "", "logit_gap": "",
+               "diversity": "", "cfd": "", "cfd_without_ema": ""}
+        try:
+            state = vitgan.train(config, data.pixels.to(device), folder)
+        except FloatingPointError as error:
+            print(f"{what}, seed {seed}: {error}")
+            return append(args.out, row)  # without scores
+        if state.images_seen > reached:
+            continue  # an earlier run has gone further
         z, last = vitgan.fixed_noise(config, args.samples, seed=123), state.history[-1]
-        scores = [vitgan.cfd(vitgan.sample(G, z)) if args.size == 32 else float("nan")
-                  for G in (state.G_ema, copy.deepcopy(state.G).eval())]
-        samples = vitgan.sample(state.G_ema, z[:1000])
-        append(args.out, {
-            "date": time.strftime("%Y-%m-%d"), "part": part, "settings": " ".join(args.fields),
-            "seed": seed, "images": state.images_seen, "minutes": round(state.seconds / 60, 2),
-            "images_per_s": round(state.images_seen / state.seconds),
-            "logit_gap": round(last["logit_real"] - last["logit_fake"], 3),
-            "diversity": round((samples / 127.5).std(0).mean().item(), 3),
-            "cfd": round(scores[0], 2), "cfd_without_ema": round(scores[1], 2)})
+        samples = vitgan.sample(state.G_ema, z)
+        row |= {"minutes": round(state.seconds / 60, 2),
+                "images_per_s": round(state.images_seen / state.seconds),
+                "logit_gap": round(last["logit_real"] - last["logit_fake"], 3),
+                "diversity": round((samples[:1000] / 127.5).std(0).mean().item(), 3)}
+        if args.size == 32:
+            row["cfd"] = round(vitgan.cfd(samples), 2)
+            if part == "full":
+                now = vitgan.sample(copy.deepcopy(state.G).eval(), z)
+                row["cfd_without_ema"] = round(vitgan.cfd(now), 2)
+        append(args.out, row)
 
 
 def plot(rows, path):
     """A dot for each seed and part, at the largest number of images that all parts have."""
     import matplotlib.pyplot as plt
+    rows = [r for r in rows if r["cfd"]]
     counts = set.intersection(*({r["images"] for r in rows if r["part"] == part}
                                 for part in {r["part"] for r in rows}))
     if not counts:
         sys.exit("no number of images is common to all parts")
     shown = [r for r in rows if r["images"] == max(counts, key=int)]
-    scores = {part: [float(r["cfd"]) for r in shown if r["part"] == part] for part in PARTS}
-    found = [(part, values) for part, values in scores.items() if values]
-    scores = dict(sorted(found, key=lambda pair: sum(pair[1]) / len(pair[1])))
-    fig, ax = plt.subplots(figsize=(7.5, 0.3 * len(scores) + 1))
-    for y, (part, values) in enumerate(scores.items()):
-        ax.plot(values, [y] * len(values), "o-", color="#c53030" if part == "full" else "#2b6cb0")
-    ax.set_yticks(range(len(scores)), [PARTS[part][0] for part in scores], fontsize=9)
+    scores = {what: [float(r["cfd"]) for r in shown if r["part"] == part]
+              for part, (what, *_) in PARTS.items()}
+    scores["no average of G's weights"] = [float(r["cfd_without_ema"]) for r in shown
+                                           if r["cfd_without_ema"]]
+    found = [(what, sum(v) / len(v), v) for what, v in scores.items() if v]
+    fig, ax = plt.subplots(figsize=(7.5, 0.3 * len(found) + 1))
+    for y, (what, mean, values) in enumerate(sorted(found, key=lambda row: row[1])):
+        color = "#c53030" if what == PARTS["full"][0] else "#2b6cb0"
+        ax.plot(values, [y] * len(values), "o-", color=color)
+        ax.text(-0.02, y, what, ha="right", va="center", fontsize=9,
+                transform=ax.get_yaxis_transform())
+        if what == PARTS["full"][0]:
+            ax.axvline(mean, color=color, lw=0.8, alpha=0.5)
+    ax.set_yticks([])
     ax.set(xscale="log", xlabel=f"cFD after {shown[0]['images']} images, a dot a seed")
     ax.invert_yaxis()
-    fig.savefig(path)
+    fig.savefig(path, bbox_inches="tight")
 
 
 def main(words=None):
@@ -309,7 +328,7 @@ def main(words=None):
     parser.add_argument("--plot", type=Path)
     args = parser.parse_intermixed_args(words)
     if args.plot:
-        wanted = " ".join(args.fields)
+        wanted = " ".join([args.profile, *args.fields])
         return plot([r for r in rows_of(args.out) if r["settings"] == wanted], args.plot)
     for part in args.parts:
         for seed in args.seeds:
