@@ -1,7 +1,5 @@
 """Data: folders of all kinds, the digits, and CIFAR-10 when it is out of reach."""
 
-import http.client
-import urllib.error
 
 import numpy as np
 import pytest
@@ -101,21 +99,6 @@ def test_load_images_refuses_what_does_not_fit_into_memory(tmp_path):
         helpers.load_images(10_000_000, str(tmp_path))
 
 
-@pytest.mark.parametrize("error", [
-    OSError("no route to host"), RuntimeError("File not found or corrupted."),
-    urllib.error.URLError("refused"), http.client.IncompleteRead(b"12")])
-def test_load_images_takes_the_digits_when_cifar10_is_out_of_reach(monkeypatch, error):
-    def unreachable(root, download):
-        raise error
-
-    monkeypatch.setattr(helpers, "CIFAR10", unreachable)
-    with pytest.warns(UserWarning, match="left out: CIFAR-10, digits take its place; set data_dir"):
-        pixels, name, settings = helpers.load_images(16)
-    assert name == "digits" and torch.equal(pixels, helpers.load_images(16, "digits").pixels)
-    assert pixels.shape == (1797, 3, 16, 16) and (pixels[:, :1] == pixels).all()
-    assert pixels.min() == 0 and pixels.max() == 255 and settings["flip"] is False
-
-
 def test_load_images_reads_cifar10(monkeypatch):
     class Cifar:
         data = np.full((3, 32, 32, 3), 9, np.uint8)
@@ -125,24 +108,6 @@ def test_load_images_reads_cifar10(monkeypatch):
         pixels, name, _ = helpers.load_images(size)
         assert name == "CIFAR-10"
         assert torch.equal(pixels, torch.full((3, 3, size, size), 9, dtype=torch.uint8))
-
-
-def test_a_folder_is_never_judged_by_its_name(tmp_path, monkeypatch):
-    for name in ("digits", "my cifar", "2024"):
-        save(tmp_path / name / "a.png")
-        save(tmp_path / name / "b.png")
-    monkeypatch.chdir(tmp_path)
-    for name in ("./digits", "my cifar", "2024"):
-        assert helpers.load_images(8, name).settings == {}
-
-
-def test_fixed_subset_is_fixed_shuffled_and_without_repeats():
-    a = torch.arange(100)
-    subset = helpers.fixed_subset(a, 10).tolist()
-    torch.manual_seed(5)
-    assert subset == helpers.fixed_subset(a, 10).tolist() != sorted(subset)
-    assert len(set(subset)) == 10
-    assert sorted(helpers.fixed_subset(a, 1000).tolist()) == [*range(100)]
 
 
 def test_to_uint8_inverts_sample_real_and_clamps(vitgan):

@@ -220,8 +220,3 @@ def test_load_generator_reads_what_was_saved_and_refuses_the_rest(vitgan, config
     for name in ("foreign", "text", "missing"):
         with pytest.raises(ValueError, match="holds no generator of this notebook"):
             vitgan.load_generator(tmp_path / f"{name}.safetensors")
-
-
-def test_sample_refuses_latents_of_another_width(vitgan, config):
-    with pytest.raises(ValueError, match=r"latents of shape \(4, 9\); expected \(n, 8\)"):
-        vitgan.sample(vitgan.Generator(config).eval(), torch.randn(4, 9))

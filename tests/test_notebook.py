@@ -70,7 +70,7 @@ def test_notebook_opens_in_colab_with_a_gpu_and_without_links_that_colab_ignores
 def test_demonstrations_leave_nothing_behind():
     """No cell from section 7 on reads a name that a demonstration of sections 3 to 6 assigns."""
     before, demonstrated, needed = set(), set(), set()
-    for cell, source in zip(CODE, SOURCES):
+    for cell, source in zip(CODE, SOURCES, strict=True):
         assigned, read = set(), set()
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Name):
@@ -113,7 +113,7 @@ def test_notebook_runs_without_tests_and_with_every_demonstration_run_twice(tmp_
          f"{name}.ipynb"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
         env=dict(ENVIRONMENT, VITGAN_RUNS=str(tmp_path / f"runs-{name}")))
         for name in ("once", "twice")]
-    for name, process in zip(("once", "twice"), running):
+    for name, process in zip(("once", "twice"), running, strict=True):
         errors = process.communicate(timeout=400)[1]
         assert process.returncode == 0, errors[-2000:]
         last = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4).cells[first - len(cells):]

@@ -137,14 +137,6 @@ def test_average_halves_old_weights_in_half_life_images_and_sooner_at_the_start(
     assert torch.equal(state.G_ema.w_avg, state.G.w_avg) and state.G.w_avg.abs().max() > 0
     assert not state.G_ema.training
 
-def test_train_step_can_teach_d_to_tell_noise_from_stripes(vitgan, new_state, device):
-    """With G held still, D's loss falls clearly below the 2 ln 2 of guessing."""
-    state = new_state(batch_size=16, bcr=0.1, augment="translation", lr_g=0.0)
-    stripes = (torch.arange(8, device=device) % 2 * 255).to(torch.uint8).expand(16, 3, 8, 8)
-    for _ in range(40):
-        stats = vitgan.train_step(state, stripes)
-    assert stats["d_loss"] < 0.9 and stats["logit_real"] - stats["logit_fake"] > 1
-
 @pytest.mark.filterwarnings("error:left out")
 def test_compiled_networks_train_as_plain_ones_do(
         vitgan, new_state, images, device, monkeypatch):

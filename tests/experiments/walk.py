@@ -17,7 +17,8 @@ stops, rows, columns, between = 4, 3, 10, 8
 with torch.no_grad():
     w = G.mapping(torch.randn(stops * rows * columns, config.latent_dim)).unflatten(0, (stops, -1))
     eased = (1 - torch.linspace(0, torch.pi, between + 1)[:-1].cos()) / 2
-    frames = [torch.lerp(a, b, t) for a, b in zip(w, w.roll(-1, 0)) for t in eased.tolist()]
+    frames = [torch.lerp(a, b, t) for a, b in zip(w, w.roll(-1, 0), strict=True)
+              for t in eased.tolist()]
     drawn = [helpers.to_uint8(G.synthesize(frame)) for frame in frames]
 pictures = [helpers.image_grid(images, columns, scale=2) for images in drawn]
 width, height = pictures[0].size
