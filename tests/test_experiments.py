@@ -68,7 +68,7 @@ def test_ablation_appends_a_row_for_each_count_and_goes_on(tmp_path):
     assert [(r["part"], r["images"]) for r in rows] == [
         ("full", "32"), ("no-bcr", "32"), ("full", "64"), ("no-bcr", "64")]
     assert all(float(r["cfd"]) > 0 for r in rows)
-    ablations.main([*words[:2], "--out", words[9], "--plot", str(tmp_path / "parts.png")])
+    ablations.main([*words[:4], "--out", words[9], "--plot", str(tmp_path / "parts.png")])
     assert (tmp_path / "parts.png").stat().st_size > 5000
 
 
