@@ -291,7 +291,8 @@ def plot(rows, path):
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
     rows = [r for r in rows if r["cfd"]]
-    counts = [{r["images"] for r in rows if r["part"] == part} for part in {r["part"] for r in rows}]
+    parts = {r["part"] for r in rows}
+    counts = [{r["images"] for r in rows if r["part"] == part} for part in parts]
     counts = set.intersection(*counts) if counts else set()
     if not counts:
         sys.exit("no rows with these settings, or no number of images that all their parts have")
