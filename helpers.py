@@ -2,10 +2,8 @@
 python helpers.py [NAME=VALUE ...] trains; names: profile, data_dir, image_size, fields of Config.
 """
 import dataclasses
-import glob
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -39,8 +37,7 @@ def optional(what):
     try:
         yield
     except Exception as error:
-        cause = (str(error).strip().splitlines() or [""])[0]
-        warnings.warn(f"left out: {what} ({type(error).__name__}: {cause[:300]})", stacklevel=3)
+        warnings.warn(f"left out: {what} ({type(error).__name__}: {error!s:.300})", stacklevel=3)
 
 def pick_device():
     """This process's GPU (CUDA, MPS, XPU), if this torch can use one, else the CPU."""
@@ -55,8 +52,6 @@ def pick_device():
 def compile_networks(G, D):
     """Compile both in place, or say in one warning why they stay as they are."""
     with optional("torch.compile, training goes on without it"):
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
         torch.compile(lambda x: x.sin() + 1)(G.w_avg)  # is there a compiler?
         G.compile(dynamic=False)
         D.compile(dynamic=False)
@@ -93,13 +88,17 @@ def load_folder(folder, size):
     if not folder.is_dir():
         what = "a file (unpack an archive first)" if folder.exists() else "not there"
         raise FileNotFoundError(f"{told} is {what}; expected a folder of images.")
-    found = [folder / name for name in glob.glob("**", root_dir=folder, recursive=True)]
-    files = sorted({path.resolve(): path for path in found if path.is_file()}.values())
+    files, seen = set(), set()
+    for where, folders, _ in os.walk(folder, True, lambda e: refused.update([str(e)]), True):
+        here = Path(where).resolve()  # links may lead in circles
+        folders[:] = [name for name in folders if name[0] != "." and here not in seen]
+        seen.add(here)
+        files |= {path.resolve() for path in here.glob("[!.]*") if path.is_file()}
     share = psutil.virtual_memory().available / (1 + 6 * len(files) * size**2)  # list and tensor
     if share < 1:
         raise MemoryError(f"{told}: {len(files):,} images of {size}×{size} do not fit into the "
                           f"free memory; image_size={int(size * math.sqrt(share))} would.")
-    for path in files:
+    for path in sorted(files):
         try:
             with Image.open(path) as image:
                 arrays.append(to_square_rgb(image, size))
@@ -108,7 +107,7 @@ def load_folder(folder, size):
             reason = unknown if isinstance(error, UnidentifiedImageError) else error
             refused[f"{path.suffix or path.name}: {reason}".replace(str(path), path.name)] += 1
     told += f": {len(arrays):,} images from {len(files):,} files" + "".join(
-        f"; left out {n:,} {reason}" for reason, n in refused.most_common())
+        f"; left out {n:,} {reason}" for reason, n in refused.most_common(10))
     if len(arrays) < 2:
         raise ValueError(f"{told}; expected 2 or more, better thousands.")
     print(told)
@@ -124,10 +123,8 @@ def to_square_rgb(image, size):
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    method = Image.BOX if min(image.size) > size else Image.BICUBIC
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), method))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size)))
 
 def to_tensor(arrays, size):
     """uint8 arrays [h, w, 3] -> uint8 [n, 3, size, size]."""
@@ -158,7 +155,7 @@ def parse_settings(text):
 def run_folder(root, profile, name, config):
     """root/profile-data-hash, where the hash is of the settings that define the run."""
     fixed = [pair for pair in dataclasses.asdict(config).items() if pair[0] not in MAY_CHANGE]
-    slug = re.sub("[^a-z0-9]+", "-", name.lower())[:40].strip("-")
+    slug = re.sub(r"\W+", "-", name.lower())[:40].strip("-")
     return Path(root) / f"{profile}-{slug}-{hashlib.sha256(repr(fixed).encode()).hexdigest()[:6]}"
 
 class Run:
@@ -166,8 +163,16 @@ class Run:
 
     def __init__(self, state, folder):
         self.state, self.folder, self.losses, self.stopped = state, Path(folder), [], False
-        if (self.folder / "checkpoint.pt").exists():
-            self.restore(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "checkpoint.tmp").touch()  # is it writable?
+            if (self.folder / "checkpoint.pt").exists():
+                self.restore(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
+            elif runs := [path.parent.name for path in self.folder.glob("../*/checkpoint.pt")]:
+                print(f"{self.folder} is new; runs with other settings or data: {', '.join(runs)}")
+        except Exception as error:
+            raise ValueError(f"{self.folder} cannot hold this run ({type(error).__name__}: "
+                             f"{str(error)[:300]}); move it away.") from None
         if rank := rank_and_size()[0]:  # no two processes draw the same noise
             torch.manual_seed(1_000_003 * (state.config.seed + state.images_seen) + rank)
         self.interval = min(600, 60 * state.config.max_minutes / 8)  # seconds between snapshots
@@ -177,7 +182,7 @@ class Run:
         state, theirs, mine = self.state, saved["config"], dataclasses.asdict(self.state.config)
         if wrong := [f"{k}={theirs.get(k)} (now {mine.get(k)})" for k in theirs | mine
                      if k not in MAY_CHANGE and theirs.get(k) != mine.get(k)]:
-            raise ValueError(f"{self.folder} holds a run with {', '.join(wrong)}; move it away.")
+            raise ValueError(f"it holds a run with {', '.join(wrong)}")
         for name in PARTS:
             if saved[name]:  # a GradScaler that is off saves nothing
                 getattr(state, name).load_state_dict(saved[name])
@@ -185,15 +190,6 @@ class Run:
         torch.set_rng_state(saved["rng"][0])
         torch.cuda.set_rng_state_all(saved["rng"][1 : 1 + torch.cuda.device_count()])
         print(f"{self.folder} has seen {state.images_seen:,} images; going on from there.")
-
-    def save(self):
-        state, rng = self.state, [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-        saved = {name: getattr(state, name).state_dict() for name in PARTS}
-        saved |= {name: getattr(state, name) for name in COUNTERS}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        torch.save(saved | {"config": dataclasses.asdict(state.config), "rng": rng},
-                   self.folder / "checkpoint.tmp")
-        os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
 
     def __enter__(self):
         self.clock, self.before = time.monotonic(), signal.getsignal(signal.SIGINT)
@@ -229,8 +225,8 @@ class Run:
         *values, weights, seconds = [value.item() for value in values]
         if not all(map(math.isfinite, [*values, weights])) or 0 < state.scaler.get_scale() < 1:
             raise FloatingPointError(
-                f"not finite: losses or weights, after {state.images_seen:,} images; the last good "
-                f"checkpoint is in {self.folder}. Try precision=float32, or half of lr_g and lr_d.")
+                f"not finite: losses or weights, after {state.images_seen:,} images; {self.folder} "
+                "keeps what was saved before. Try precision=float32, or half of lr_g and lr_d.")
         state.seconds, self.clock, self.losses = state.seconds + seconds, time.monotonic(), []
         state.history.append({"images": state.images_seen, "seconds": state.seconds})
         state.history[-1] |= dict(zip(losses, values, strict=True))
@@ -238,14 +234,19 @@ class Run:
         return not (rank_and_size()[0] or self.unfinished() and state.seconds < self.snapshot_at)
 
     def snapshot(self, samples, **scores):
-        """Print the newest losses and the scores, save a checkpoint and a strip of samples."""
-        state, last = self.state, self.state.history[-1]
+        """Save a checkpoint and a strip of samples, print the newest losses and the scores."""
+        state, last, path = self.state, self.state.history[-1], self.folder / "checkpoint.pt"
         self.snapshot_at = state.seconds + self.interval
         last |= scores
-        print(*(f"{key} {round(value, 3):,}" for key, value in last.items()), sep="  ", flush=True)
+        saved = {name: getattr(state, name).state_dict() for name in PARTS}
+        saved |= {name: getattr(state, name) for name in COUNTERS}
+        saved |= {"config": dataclasses.asdict(state.config)}
+        saved |= {"rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]}
         with optional("a snapshot, the next one tries again"):
-            self.save()
+            torch.save(saved, path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
             image_grid(samples[:64], 16).save(self.folder / f"samples-{state.images_seen:09d}.png")
+            print(*(f"{key} {round(x, 3):,}" for key, x in last.items()), sep="  ", flush=True)
 
 def load_definitions(path=HERE / "ViTGAN_CIFAR10.ipynb"):
     """The notebook's cells tagged `definition`, run in order, as a module."""
@@ -265,13 +266,13 @@ def main(words):
         asked = parse_settings(shlex.join(words))
         data = load_images(int(asked.pop("image_size", 32)), asked.pop("data_dir", ""))
         profile, config = vitgan.configure(data, device, **asked)
-    except (ValueError, OSError, MemoryError) as error:
+        folder = run_folder(os.environ.get("VITGAN_RUNS", "runs"), profile, data.name, config)
+        state = vitgan.train(config, data.pixels.to(device), folder)
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         sys.exit(f"{error}\n\n{__doc__}")
-    folder = run_folder(os.environ.get("VITGAN_RUNS", "runs"), profile, data.name, config)
-    state = vitgan.train(config, data.pixels.to(device), folder)
     if rank_and_size()[0] == 0:
-        card = {"data": data.name, "images seen": state.images_seen}
-        vitgan.save_generator(folder / "generator.safetensors", state.G_ema, config, card)
+        vitgan.save_generator(folder / "generator.safetensors", state.G_ema, config,
+                              {"data": data.name, "images seen": state.images_seen})
         print(f"weights and samples: {folder}")
 
 # ---- pictures ----
@@ -283,9 +284,8 @@ def image_grid(images, columns=8, scale=1):
     grid = make_grid(images, nrow=columns, padding=1, pad_value=255).permute(1, 2, 0).numpy()
     return ImageOps.scale(Image.fromarray(grid), scale, Image.NEAREST)
 
-def show_images(images, title="", columns=8, ax=None):
+def show_images(images, title, columns, ax):
     """Draw uint8 [n, 3, S, S] as a grid."""
-    ax = ax or plt.subplots(figsize=(0.8 * columns, 0.4 + 0.8 * len(images) / columns))[1]
     ax.imshow(image_grid(images, columns))
     ax.set_title(title, fontsize=10)
     ax.axis("off")

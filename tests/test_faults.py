@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socketserver
 import subprocess
@@ -130,15 +131,31 @@ def test_what_is_not_finite_ends_training_and_is_never_saved(tmp_path, broken):
 # a run goes on
 
 
-def test_a_checkpoint_of_other_or_renamed_settings_is_a_sentence(train, tmp_path):
-    train(total_images=8)
-    with pytest.raises(ValueError, match=r"run holds a run with width=16 \(now 32\); move it away"):
-        train(width=32)
-    saved = checkpoint(tmp_path / "run")
+def rename_a_setting(path):
+    saved = torch.load(path, weights_only=True)
     saved["config"]["learning_rate"] = saved["config"].pop("lr_g")
-    torch.save(saved, tmp_path / "run" / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"learning_rate=0.0\d+ \(now None\), lr_g=None \(now 0.0"):
-        train()
+    torch.save(saved, path)
+
+
+@pytest.mark.parametrize("damage, cause", [
+    (lambda path: None, r"it holds a run with width=16 \(now 32\)"),
+    (rename_a_setting, r"learning_rate=0.0\d+ \(now None\), lr_g=None \(now 0.0"),
+    (lambda path: path.write_bytes(path.read_bytes()[:1000]), "RuntimeError"),
+    (lambda path: path.write_bytes(b""), "EOFError"),
+    (lambda path: path.unlink() or path.mkdir(), "IsADirectoryError"),
+    (lambda path: shutil.rmtree(path.parent) or path.parent.write_bytes(b""), "FileExistsError")])
+def test_a_folder_that_cannot_hold_the_run_is_a_sentence(train, tmp_path, damage, cause):
+    train(total_images=8)
+    damage(tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(ValueError, match=rf"(?s)run cannot hold this run \(.*{cause}.*move it away"):
+        train(width=32)
+
+
+def test_a_run_with_other_settings_names_the_runs_that_are_there(train, capsys):
+    train(total_images=8, folder="one")
+    assert " is new" not in capsys.readouterr().out
+    train(total_images=8, folder="two", width=32)
+    assert "two is new; runs with other settings or data: one" in capsys.readouterr().out
 
 
 def test_a_run_does_not_depend_on_pixels_or_on_its_length(vitgan, make_config, images, tmp_path):
@@ -179,6 +196,17 @@ def test_a_console_that_cannot_print_a_character_does_not_end_a_run(tmp_path):
                           env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 1 and b"0 images from 0 files; expected 2" in done.stderr
     assert b"UnicodeEncodeError" not in done.stderr
+
+
+def test_a_closed_console_does_not_end_a_run(train, monkeypatch, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, pytest.warns(UserWarning, match="BrokenPipeError"):
+        monkeypatch.setattr("sys.stdout", closed)
+        train()
+        monkeypatch.undo()
+        closed.detach()
+    assert checkpoint(tmp_path / "run")["images_seen"] == 24
 
 
 @pytest.mark.parametrize("answer", [
