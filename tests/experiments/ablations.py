@@ -37,10 +37,6 @@ def plain_spectral_norm(vitgan):
     vitgan.ISNLinear = SNLinear
 
 
-def no_spectral_norm(vitgan):
-    vitgan.ISNLinear = vitgan.EqualizedLinear
-
-
 def dot_product(vitgan):
     class DotAttention(vitgan.L2SelfAttention):
         """Keys of their own, and products for distances."""
@@ -130,17 +126,6 @@ def additive_decoder(vitgan):
     vitgan.ModulatedLinear = AdditiveLinear
 
 
-def linear_decoder(vitgan):
-    class LinearDecoder(vitgan.EqualizedLinear):
-        def __init__(self, config, _):
-            super().__init__(config.width, 3 * config.patch_size**2, weight_init=0.5)
-
-        def forward(self, E, y):
-            return super().forward(y).unflatten(1, (len(E), -1))
-
-    vitgan.Generator = replaced(vitgan.Generator, "decoder", LinearDecoder)
-
-
 class EqualizedConv(nn.Module):
     """Convolution by W / sqrt(fan_in), W ~ N(0, 1); stride 1: padded, stride 2: not."""
 
@@ -218,9 +203,7 @@ PARTS = {  # name: (what it does, settings, a function that patches the notebook
     "no-mapping": ("no mapping network", {"latent_dim": 128}, no_mapping),
     "free-positions": ("a table of positions", {}, free_positions),
     "additive": ("styles added, not multiplied", {}, additive_decoder),
-    "linear": ("a linear layer for the SIREN", {}, linear_decoder),
     "plain-sn": ("plain spectral normalization", {}, plain_spectral_norm),
-    "no-sn": ("no spectral normalization", {}, no_spectral_norm),
     "dot": ("dot-product attention in D", {}, dot_product),
     "no-overlap": ("no overlap of D's patches", {"overlap": 0}, nothing),
     "no-bcr": ("no bCR", {"bcr": 0.0}, nothing),

@@ -63,11 +63,11 @@ def fid(fakes, images):
     return torch_fidelity.calculate_metrics(input1=fakes, input2=reals, fid=True, verbose=False)
 
 
-def curve(vitgan, profile, minutes, data_dir, device, folder, points=8):
+def curve(vitgan, profile, minutes, data_dir, device, points=8):
     data = helpers.load_images(32, data_dir)
     for k in range(1, points + 1):
         config = vitgan.configure(data, device, profile, max_minutes=minutes * k / points)[1]
-        state = vitgan.train(config, data.pixels.to(device), folder)
+        state = vitgan.train(config, data.pixels.to(device), ROOT / "runs" / f"curve-{profile}")
         line = {"minutes": state.seconds / 60, "images": state.images_seen}
         z = vitgan.fixed_noise(config, 10_000, seed=123)
         line["cfd"] = vitgan.cfd(vitgan.sample(state.G_ema, z))
@@ -85,11 +85,10 @@ def main(words=None):
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
     parser.add_argument("--curve", type=float, metavar="MINUTES")
     parser.add_argument("--data", default="")
-    parser.add_argument("--folder", default=str(ROOT / "runs" / "curve"))
     args = parser.parse_args(words)
     vitgan, device = helpers.load_definitions(), helpers.pick_device()
     if args.curve:
-        return curve(vitgan, args.profile, args.curve, args.data, device, args.folder)
+        return curve(vitgan, args.profile, args.curve, args.data, device)
     speeds(vitgan, args.profile, args.batch, device)
 
 
