@@ -62,9 +62,8 @@ def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
     if "translation" in names or "scaling" in names:
         reach = size // 8 + 0.49 if "translation" in names else 0  # rounded: whole pixels
         scales = draw(1, 0.8, 1.25) if "scaling" in names else [1] * B
-        downs, rights = draw(0, -reach, reach), draw(0, -reach, reach)
-        images = [resample(resample(image, s, round(down)).mT, s, round(right)).mT
-                  for image, s, down, right in zip(images, scales, downs, rights, strict=True)]
+        draws = zip(images, scales, draw(0, -reach, reach), draw(0, -reach, reach), strict=True)
+        images = [resample(*numbers) for numbers in draws]
     if "cutout" in names:
         rows, columns = (torch.rand(2, B, 1) * size).flatten(1).tolist()
         chosen = (torch.rand(B, 1) < p).flatten().tolist()
@@ -79,17 +78,13 @@ def recolor(image, brightness, saturation, contrast):
     image = gray + (image - gray) * saturation
     return image.mean() + (image - image.mean()) * contrast
 
-def resample(image, scale, shift):
-    """Stretch by `scale` around the middle row, move down by `shift`; linear, black outside."""
+def resample(image, scale, down, right):
+    """Stretch by `scale` around the middle, move by whole pixels; bilinear, black outside."""
     size = image.shape[1]
-    middle, rows = (size - 1) / 2, []
-    padded = F.pad(image, (0, 0, 1, 2))  # padded[:, r + 1] is row r; rows -1, S and S + 1 are black
-    for i in range(size):
-        source = min(max((i - middle - shift) / scale + middle, -1), size)
-        above = math.floor(source)
-        part = source - above
-        rows.append((1 - part) * padded[:, above + 1] + part * padded[:, above + 2])
-    return torch.stack(rows, 1)
+    rows = [[1, 0, -2 * round(right) / size], [0, 1, -2 * round(down) / size]]
+    theta = torch.tensor(rows, dtype=torch.float64) / scale
+    grid = F.affine_grid(theta[None], (1, 3, size, size), align_corners=False)
+    return F.grid_sample(image[None].double(), grid, align_corners=False)[0].float()
 
 def cut_out(image, row, column):
     """Blacken the pixels whose centers lie within a quarter of the side around (row, column)."""
