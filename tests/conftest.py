@@ -1,7 +1,7 @@
-"""Fixtures: the notebook's own definitions, tiny settings, tiny images, a device; no network."""
+"""Fixtures: the notebook's own definitions, tiny settings, tiny images, a device."""
 import os
 import signal
-import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +32,14 @@ def tiny_images():
     noise = torch.rand(32, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     return (torch.nn.functional.interpolate(noise, size=8, mode="bilinear") * 255).to(torch.uint8)
 
+def run(*command, folder=ROOT, **environment):
+    """(standard output, standard error) of a command on the CPU that must succeed."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=240, env={
+            **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment})
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout, done.stderr
+
 @pytest.fixture(scope="session")
 def vitgan():
     """The module made of the notebook's cells tagged `definition`."""
@@ -55,9 +63,11 @@ def images(device):
     return tiny_images().to(device)
 
 @pytest.fixture
-def new_state(vitgan, make_config, device):
-    """A TrainState at step 0 on the device, with settings overridden."""
-    return lambda **overrides: vitgan.TrainState(make_config(**overrides), device)
+def kit(tmp_path):
+    """A folder with links to what a user needs, tests not among it."""
+    for path in (NOTEBOOK, ROOT / "helpers.py", ROOT / "assets"):
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
 
 @pytest.fixture
 def train(vitgan, make_config, images, tmp_path, monkeypatch):
@@ -69,16 +79,3 @@ def train(vitgan, make_config, images, tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def reproducible():
     torch.manual_seed(0)
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Fail a test that talks to anything but this machine."""
-    connect = socket.socket.connect
-
-    def connect_locally(self, address):
-        internet, local = (socket.AF_INET, socket.AF_INET6), ("127.0.0.1", "::1", "localhost")
-        if self.family in internet and address[0] not in local:
-            pytest.fail(f"a test reached for the network: {address}")
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", connect_locally)
