@@ -1,6 +1,7 @@
 """Fixtures: the notebook's own definitions, tiny settings, tiny images, a device."""
+import json
 import os
-import signal
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +17,22 @@ from hypothesis import settings  # noqa: E402
 import helpers  # noqa: E402
 
 NOTEBOOK = ROOT / "ViTGAN_CIFAR10.ipynb"
+CELLS, heading = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"], ""
+for cell in CELLS:  # each with the number of its section; of several headings in it, the last
+    cell["text"] = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        heading = ([heading] + re.findall(r"^##+ (\S+?)\.? ", cell["text"], re.M))[-1]
+    cell |= {"section": heading, "defines": "definition" in cell["metadata"].get("tags", [])}
+CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
+MARKDOWN = "\n\n".join(cell["text"] for cell in CELLS if cell["cell_type"] == "markdown")
+
 TINY = dict(image_size=8, patch_size=4, patch_size_d=4, overlap=2, width=16, depth=1, heads=2,
             latent_dim=8, mapping_layers=2, augment="color,translation,cutout,scaling", bcr=10.0,
             batch_size=4, total_images=24, ema_half_life=100, precision="float32")
 
-torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))
+torch.set_num_threads(1)  # sums in one order, and small ones are not slower
 settings.register_profile("kit", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("kit")
-
-def pytest_configure():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores interrupts
 
 def tiny_images():
     """32 blurred random pictures, uint8 [32, 3, 8, 8]."""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-SMALL = st.integers(1, 9)
+SMALL, SIZES = st.integers(1, 9), st.integers(1, 4)
 
 def close(actual, expected, tolerance=1e-5):
     """Equal relative to the largest entry, to what reordering sums of float32 costs."""
@@ -33,8 +33,7 @@ def test_l2_attention(vitgan, batch, heads, tokens, d, sign, size):
     close(fast, literal, 3e-5)  # |k|^2 - 2 q k cancels
 
 @given(SMALL, SMALL)
-def test_isn_is_exact_at_the_start_and_after_enough_iterations(vitgan, fan_in, fan_out):
-    """Its gradient, too."""
+def test_isn_and_its_gradient_are_exact_at_the_start_and_converged(vitgan, fan_in, fan_out):
     torch.manual_seed(fan_in)
     layer = vitgan.ISNLinear(fan_in, fan_out)
     close(layer.eval().effective_weight(), reference.isn_weight(layer))
@@ -63,8 +62,6 @@ def test_diff_augment(vitgan, policy, share, batch, size, seed):
     close(fast, reference.diff_augment(x, policy, *share))
     assert torch.equal(state, torch.get_rng_state())
 
-SIZES = st.integers(1, 4)
-
 @given(st.integers(1, 3), SIZES, SIZES, st.integers(1, 5), st.integers(0, 4))
 def test_overlapping_patches(vitgan, batch, channels, grid, patch_size, overlap):
     x = torch.randn(batch, channels, grid * patch_size, grid * patch_size)
@@ -84,23 +81,6 @@ def test_whole_networks(vitgan, make_config, sizes):
         assert network(batch).shape == shape
         close(network(batch), literal(batch), 1e-4)
         close(network(batch)[1:2], network(batch[1:2]), 1e-4)
-
-@pytest.mark.parametrize("name", ["Generator", "Discriminator"])
-def test_forward_and_backward_on_the_device_are_those_of_float64(vitgan, config, device, name):
-    """Within 1e-4 of the largest entry, for the output and each gradient: float32 has 1e-7."""
-    network = getattr(vitgan, name)(config).eval()
-    x = torch.randn((3, 8) if name == "Generator" else (3, 3, 8, 8))
-
-    def run(network, x):
-        x = x.detach().requires_grad_()
-        y = network(x)
-        direction = torch.linspace(-1, 2, y.numel()).view(y.shape).to(y)
-        return y, *torch.autograd.grad((y * direction).sum(), [x, *network.parameters()])
-
-    exact = run(copy.deepcopy(network).double(), x.double())
-    for a, b in zip(run(network.to(device), x.to(device)), exact, strict=True):
-        assert a.device.type == device.type and a.dtype == torch.float32 and (b != 0).any()
-        close(a.cpu().double(), b, 1e-4)
 
 @pytest.mark.parametrize("squared_norm", [1.0, 300.0, 200_000.0])
 def test_l2_attention_in_float16_is_finite_and_near_float32(vitgan, device, squared_norm):
@@ -125,7 +105,7 @@ def test_sln_and_block_of_g_are_their_formulas(vitgan):
 
 def test_positions_run_row_by_row_and_d_sees_them(vitgan, make_config):
     grid = [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]]
-    assert vitgan.coordinate_grid(2).tolist() == grid
+    assert vitgan.coordinate_grid(2).tolist() == grid  # (x, y)
     D, x = vitgan.Discriminator(make_config(overlap=0)).eval(), torch.randn(4, 3, 8, 8)
     swapped = x.roll(4, -1)  # with o = 0 and two patches in a row: the same set of patches
     assert (D(x) - D(swapped)).abs().min() > 1e-4
@@ -136,15 +116,10 @@ def test_every_matrix_of_d_that_sees_the_image_is_spectrally_normalized(vitgan, 
     assert plain and all(name.startswith("positions.") for name in plain)
     assert sum(type(m).__name__ == "ISNLinear" for m in D.modules()) == 2 + 2 * 5
 
-def test_w_avg_follows_the_mean_of_w_in_training_and_truncation_moves_towards_it(vitgan, config):
-    G, z = vitgan.Generator(config), torch.randn(4096, config.latent_dim)
-    synthesize, G.synthesize = G.synthesize, lambda w, zoom: w
-    for _ in range(1500):
-        G(torch.randn(16, config.latent_dim))
-    expected = G.mapping(z).mean(0).detach()
-    assert (G.w_avg - expected).norm() < 0.15 * expected.norm()
-    before, G.synthesize = G.w_avg.clone(), synthesize
-    w = G.mapping(z[:4])
-    close(G.eval()(z[:4], 0.5), G.synthesize((before + w) / 2))
-    close(G(z[:4]), G.synthesize(w))
-    assert torch.equal(before, G.w_avg)
+def test_w_avg_is_the_mean_of_w_in_training_and_truncation_moves_towards_it(vitgan, config):
+    G, batches = vitgan.Generator(config), torch.randn(3, 5, config.latent_dim)
+    for z in batches:
+        G(z)
+    w = G.mapping(batches.flatten(0, 1))
+    close(G.eval()(batches[0], 0.5), G.synthesize((w.mean(0) + w[:5]) / 2))
+    close(G.w_avg, w.mean(0))
