@@ -16,7 +16,7 @@ def assert_same(a, b):
 
 def test_losses_and_their_gradients_are_those_written_out(vitgan, monkeypatch):
     """Goodfellow's, of augmented images; bCR compares each image with its own augmentation."""
-    shifts, slope = torch.rand(4, 1, 1, 1), torch.tensor(1.5, requires_grad=True)
+    shifts, slope = torch.rand(4, 1, 1, 1) / 6, torch.tensor(1.5, requires_grad=True)
     monkeypatch.setattr(vitgan, "diff_augment", lambda x, policy: x + shifts[:len(x)] * len(policy))
 
     def D(x):
