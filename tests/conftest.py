@@ -1,7 +1,8 @@
-"""Fixtures: the notebook's own definitions, tiny settings, tiny images, a device; no network."""
+"""Fixtures: the notebook's own definitions, tiny settings, tiny images, a device."""
+import json
 import os
-import signal
-import socket
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,21 +17,35 @@ from hypothesis import settings  # noqa: E402
 import helpers  # noqa: E402
 
 NOTEBOOK = ROOT / "ViTGAN_CIFAR10.ipynb"
+CELLS, heading = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"], ""
+for cell in CELLS:  # each with the number of its section; of several headings in it, the last
+    cell["text"] = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        heading = ([heading] + re.findall(r"^##+ (\S+?)\.? ", cell["text"], re.M))[-1]
+    cell |= {"section": heading, "defines": "definition" in cell["metadata"].get("tags", [])}
+CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
+MARKDOWN = "\n\n".join(cell["text"] for cell in CELLS if cell["cell_type"] == "markdown")
+
 TINY = dict(image_size=8, patch_size=4, patch_size_d=4, overlap=2, width=16, depth=1, heads=2,
             latent_dim=8, mapping_layers=2, augment="color,translation,cutout,scaling", bcr=10.0,
             batch_size=4, total_images=24, ema_half_life=100, precision="float32")
 
-torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))
+torch.set_num_threads(1)  # sums in one order, and small ones are not slower
 settings.register_profile("kit", deadline=None, derandomize=True, max_examples=25, database=None)
 settings.load_profile("kit")
-
-def pytest_configure():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores interrupts
 
 def tiny_images():
     """32 blurred random pictures, uint8 [32, 3, 8, 8]."""
     noise = torch.rand(32, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     return (torch.nn.functional.interpolate(noise, size=8, mode="bilinear") * 255).to(torch.uint8)
+
+def run(*command, folder=ROOT, **environment):
+    """(standard output, standard error) of a command on the CPU that must succeed."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=240, env={
+            **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment})
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout, done.stderr
 
 @pytest.fixture(scope="session")
 def vitgan():
@@ -55,9 +70,11 @@ def images(device):
     return tiny_images().to(device)
 
 @pytest.fixture
-def new_state(vitgan, make_config, device):
-    """A TrainState at step 0 on the device, with settings overridden."""
-    return lambda **overrides: vitgan.TrainState(make_config(**overrides), device)
+def kit(tmp_path):
+    """A folder with links to what a user needs, tests not among it."""
+    for path in (NOTEBOOK, ROOT / "helpers.py", ROOT / "assets"):
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
 
 @pytest.fixture
 def train(vitgan, make_config, images, tmp_path, monkeypatch):
@@ -69,16 +86,3 @@ def train(vitgan, make_config, images, tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def reproducible():
     torch.manual_seed(0)
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Fail a test that talks to anything but this machine."""
-    connect = socket.socket.connect
-
-    def connect_locally(self, address):
-        internet, local = (socket.AF_INET, socket.AF_INET6), ("127.0.0.1", "::1", "localhost")
-        if self.family in internet and address[0] not in local:
-            pytest.fail(f"a test reached for the network: {address}")
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", connect_locally)

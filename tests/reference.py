@@ -1,10 +1,10 @@
 """Slow, literal versions of what the notebook computes fast.
 
-Nothing here imports the notebook: modules and tensors come in as arguments, and layers are
-recognized by class name. Letters: B batch, T tokens of all images, p pixels of a patch, H heads,
-N tokens of one image, d width of a head.
+Nothing here imports the notebook. Letters: B batch, T tokens of all images, p pixels of a patch,
+H heads, N tokens of one image, d width of a head.
 """
 import copy
+import itertools
 import math
 import types
 
@@ -13,10 +13,8 @@ import torch.nn.functional as F
 
 
 def modulated_linear(layer, x, y):
-    """One weight matrix per token, W'_ij = s_j W_ij, as a 1-D convolution with a group per token.
-
-    x [p, in] or [T, p, in], y [T, D] -> [T, p, out]. Source: StyleGAN2 (Karras et al. 2020), eq. 1.
-    """
+    """One weight matrix per token, W'_ij = s_j W_ij, as a 1-D convolution with a group per token:
+    x [p, in] or [T, p, in], y [T, D] -> [T, p, out] (StyleGAN2, Karras et al. 2020, eq. 1)."""
     T, W = len(y), layer.linear.weight / math.sqrt(layer.linear.weight.shape[1])
     weights = layer.style(y)[:, None, :] * W  # [T, out, in]
     channels_first = x.expand(T, *x.shape[-2:]).transpose(1, 2).flatten(0, 1)  # [T * in, p]
@@ -43,10 +41,8 @@ def overlapping_patches(x, patch_size, overlap):
     return torch.stack(windows, 1)
 
 def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
-    """One image at a time. Source: DiffAugment (Zhao et al. 2020); scaling: ViTGAN, appendix.
-
-    Random numbers are drawn in the notebook's order, so the same seed gives the same pictures.
-    """
+    """One image at a time, with numbers drawn in the notebook's order. Source: DiffAugment (Zhao et
+    al. 2020); scaling: ViTGAN, appendix."""
     B, _, size, _ = x.shape
     images, names = list(x), policy.split(",")
 
@@ -56,15 +52,13 @@ def diff_augment(x, policy="color,translation,cutout,scaling", p=0.8):
                 for c, a in zip(chosen, amounts, strict=True)]
 
     if "color" in names:
-        draws = zip(draw(0, -0.5, 0.5), draw(1, 0, 2), draw(1, 0.5, 1.5), strict=True)
-        images = [recolor(image, *numbers)
-                  for image, numbers in zip(images, draws, strict=True)]
+        draws = zip(images, draw(0, -0.5, 0.5), draw(1, 0, 2), draw(1, 0.5, 1.5), strict=True)
+        images = [recolor(*numbers) for numbers in draws]
     if "translation" in names or "scaling" in names:
         reach = size // 8 + 0.49 if "translation" in names else 0  # rounded: whole pixels
         scales = draw(1, 0.8, 1.25) if "scaling" in names else [1] * B
-        downs, rights = draw(0, -reach, reach), draw(0, -reach, reach)
-        images = [resample(resample(image, s, round(down)).mT, s, round(right)).mT
-                  for image, s, down, right in zip(images, scales, downs, rights, strict=True)]
+        draws = zip(images, scales, draw(0, -reach, reach), draw(0, -reach, reach), strict=True)
+        images = [resample(*numbers) for numbers in draws]
     if "cutout" in names:
         rows, columns = (torch.rand(2, B, 1) * size).flatten(1).tolist()
         chosen = (torch.rand(B, 1) < p).flatten().tolist()
@@ -79,26 +73,20 @@ def recolor(image, brightness, saturation, contrast):
     image = gray + (image - gray) * saturation
     return image.mean() + (image - image.mean()) * contrast
 
-def resample(image, scale, shift):
-    """Stretch by `scale` around the middle row, move down by `shift`; linear, black outside."""
+def resample(image, scale, down, right):
+    """Stretch by `scale` around the middle, move by whole pixels; bilinear, black outside."""
     size = image.shape[1]
-    middle, rows = (size - 1) / 2, []
-    padded = F.pad(image, (0, 0, 1, 2))  # padded[:, r + 1] is row r; rows -1, S and S + 1 are black
-    for i in range(size):
-        source = min(max((i - middle - shift) / scale + middle, -1), size)
-        above = math.floor(source)
-        part = source - above
-        rows.append((1 - part) * padded[:, above + 1] + part * padded[:, above + 2])
-    return torch.stack(rows, 1)
+    rows = [[1, 0, -2 * round(right) / size], [0, 1, -2 * round(down) / size]]
+    theta = torch.tensor(rows, dtype=torch.float64) / scale
+    grid = F.affine_grid(theta[None], (1, 3, size, size), align_corners=False)
+    return F.grid_sample(image[None].double(), grid, align_corners=False)[0].float()
 
 def cut_out(image, row, column):
     """Blacken the pixels whose centers lie within a quarter of the side around (row, column)."""
-    size = image.shape[1]
-    image = image.clone()
-    rows, columns = ([i for i in range(size) if abs(i + 0.5 - center) < size / 4]
-                     for center in (row, column))
-    if rows and columns:
-        image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 0
+    size, image = image.shape[1], image.clone()
+    for i, j in itertools.product(range(size), repeat=2):
+        if max(abs(i + 0.5 - row), abs(j + 0.5 - column)) < size / 4:
+            image[:, i, j] = 0
     return image
 
 def l2_self_attention(layer, h):
@@ -116,10 +104,8 @@ def make_literal(network):
     return network
 
 def training_loop(c, images, steps, vitgan):
-    """Training written out, with the notebook's networks and losses: (G, D, average of G, losses).
-
-    In float32 on the CPU, without the checkpoints, clocks and processes of the real one.
-    """
+    """Training written out, with the notebook's networks and losses, in float32 on the CPU:
+    (G, D, average of G, losses)."""
     torch.manual_seed(c.seed)
     G, D = vitgan.Generator(c), vitgan.Discriminator(c)
     average, losses = copy.deepcopy(G).eval(), []
@@ -133,13 +119,11 @@ def training_loop(c, images, steps, vitgan):
         fake = G(torch.randn(c.batch_size, c.latent_dim))
 
         loss_D, _ = vitgan.discriminator_loss(D, real, fake.detach(), c.augment, c.bcr)
-        set_gradients(loss_D, D)
-        optimizers[1].step()
+        update(optimizers[1], loss_D)
 
         D.eval()
         loss_G, _ = vitgan.generator_loss(D, fake, c.augment)
-        set_gradients(loss_G, G)
-        optimizers[0].step()
+        update(optimizers[0], loss_G)
         D.train()
 
         seen = step * c.batch_size
@@ -152,8 +136,8 @@ def training_loop(c, images, steps, vitgan):
         losses.append((loss_D.item(), loss_G.item()))
     return G, D, average, losses
 
-def set_gradients(loss, network):
-    """Of this loss alone, in this network alone."""
-    parameters = list(network.parameters())
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
+def update(optimizer, loss):
+    """By the gradients of this loss alone, in this network alone."""
+    optimizer.zero_grad()
+    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    optimizer.step()

@@ -1,29 +1,15 @@
 """Each mistake in section 10's table, planted: a check of the section that it names fails.
 
-Where they were found, in the post's code (teodorToshkov/ViTGAN-pytorch 8dc48b2): no √2 and one
-SLN, vitgan_generator.py 24, 49, 173-186; √D, after the softmax, no square, tie or minus,
-multi_head.py 15-38; MLP thrown away, mixed reshape, vitgan_generator.py 187, 239-241; ω₀, 213,
-228, 292, 305-323; no padding, GELU, vitgan_discriminator.py 18, 87; u, v and σ(W_init), utils.py
-24-39; gradients of D, EMA, rescaling, main.py 417, 350-353, 495, 486-487. Section 11: positions,
-vitgan_generator.py 403, 445; augmented images, three augmentations, vitgan_discriminator.py
-113-115, 104. The authors' port (mlpc-ucsd/ViTGAN d57078e): λ, defaults/gan.gin 2-3; length,
-c10_style64.gin 2-4; flips, datasets.py 58 and diffaug.py 88-99.
+Found in teodorToshkov/ViTGAN-pytorch 8dc48b2 and the authors' port, mlpc-ucsd/ViTGAN d57078e; for
+files and lines: git log -S multi_head.py tests/test_planted.py.
 """
-import json
 import re
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from conftest import NOTEBOOK
+from conftest import CODE, MARKDOWN, NOTEBOOK
 
-CELLS, heading = [], ""  # (section, kind and tags, source); of a cell's headings, the last
-for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
-    text = "".join(cell["source"])
-    if cell["cell_type"] == "markdown":
-        heading = ([heading] + re.findall(r"^##+ (\S+?)\.? ", text, re.M))[-1]
-    CELLS.append((heading, [cell["cell_type"], *cell["metadata"].get("tags", [])], text))
-MARKDOWN = "\n".join(text for _, kind, text in CELLS if kind == ["markdown"])
 ROWS = re.findall(r"^\| (.+?) \| .+? \| ([\d., ]+) \|$", MARKDOWN.split("\n## 10. ")[1], re.M)
 TABLE = {mistake: sections.split(", ") for mistake, sections in ROWS}
 NEEDED = {"7": ["2"], "8": ["2", "7"]}  # whose cells a section's cells need
@@ -72,7 +58,7 @@ PLANTED = [  # words of the mistake, the section that catches it, pairs of right
 
 def names(*planted):
     """The notebook's names, and digits of 16 pixels, with wrong code planted in the definitions."""
-    source = "\n\n".join(text for _, kind, text in CELLS if "definition" in kind)
+    source = "\n\n".join(cell["text"] for cell in CODE if cell["defines"])
     for right, wrong in planted:
         assert source.count(right) == 1, f"{right!r} occurs {source.count(right)} times"
         source = source.replace(right, wrong)
@@ -81,8 +67,7 @@ def names(*planted):
 
 def run_checks(section, space):
     """Execute the code cells below a heading that are no definitions."""
-    cells = [text for place, kind, text in CELLS
-             if place == section and "code" in kind and "definition" not in kind]
+    cells = [c["text"] for c in CODE if c["section"] == section and not c["defines"]]
     assert cells, f"section {section} has no check"
     for text in cells:
         exec(text, space)
@@ -96,8 +81,10 @@ def small_run_in_a_folder_of_its_own(tmp_path, monkeypatch):
     yield
     plt.close("all")
 
-@pytest.mark.parametrize("section", dict.fromkeys(section for _, section, *_ in PLANTED))
-def test_checks_pass_without_mistakes(section):
+SECTIONS = dict.fromkeys([*(section for _, section, *_ in PLANTED), "10", "12"])
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_checks_pass_without_mistakes_and_need_no_demonstration(section):
     space = names()
     for needed in [*NEEDED.get(section, []), section]:
         run_checks(needed, space)
