@@ -1,10 +1,9 @@
 """What surrounds ViTGAN: devices, data, runs, pictures. Images are uint8 [n, 3, S, S].
-python helpers.py [NAME=VALUE ...] trains; names: profile, data_dir, image_size, fields of Config.
-"""
-import dataclasses
+python helpers.py [NAME=VALUE ...] trains; names: profile, data_dir, image_size, those of Config."""
+import ctypes
 import hashlib
 import json
-import math
+import logging
 import os
 import re
 import shlex
@@ -23,13 +22,16 @@ import psutil
 import torch
 import torch.distributed as dist
 from IPython.display import Markdown, display
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
+with suppress(AttributeError, TypeError):  # glibc keeps freed memory, which need not be cleared
+    ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+    ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 # ---- devices and several processes ----
 @contextmanager
 def optional(what):
@@ -52,6 +54,7 @@ def pick_device():
 def compile_networks(G, D):
     """Compile both in place, or say in one warning why they stay as they are."""
     with optional("torch.compile, training goes on without it"):
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
         torch.compile(lambda x: x.sin() + 1)(G.w_avg)  # is there a compiler?
         G.compile(dynamic=False)
         D.compile(dynamic=False)
@@ -67,14 +70,14 @@ def all_reduce_mean(tensors):
         tensor /= dist.get_world_size()
 
 # ---- data ----
-Images = namedtuple("Images", "pixels name settings")  # settings: those that suit the images
+Images = namedtuple("Images", "pixels name settings path", defaults=[""])  # settings: what suits
 DIGITS = dict(augment="translation,cutout", flip=False, phase_step=1.5, lr_g=0.003, lr_d=0.003)
 DECODERS = {".heic": "no decoder (pillow-heif has it)", ".jxl": "no decoder (pillow-jxl-plugin)"}
 
 def load_images(size, data_dir=""):
     """The images below a folder; "digits": scikit-learn's; "": CIFAR-10, or else digits."""
-    if data_dir not in ("", "digits"):
-        return load_folder(Path(data_dir).expanduser(), size)
+    if data_dir and (data_dir != "digits" or os.path.isdir(data_dir)):
+        return load_folder(Path(os.path.expanduser(data_dir)), size)
     if not data_dir:
         socket.setdefaulttimeout(20)  # a server that stays silent must not hang the notebook
         with optional("CIFAR-10, digits take its place; set data_dir to train on other images"):
@@ -97,27 +100,25 @@ def load_folder(folder, size):
     share = psutil.virtual_memory().available / (1 + 6 * len(files) * size**2)  # list and tensor
     if share < 1:
         raise MemoryError(f"{told}: {len(files):,} images of {size}×{size} do not fit into the "
-                          f"free memory; image_size={int(size * math.sqrt(share))} would.")
+                          f"free memory; image_size={int(size * share**0.5)} would.")
     for path in sorted(files):
         try:
             with Image.open(path) as image:
                 arrays.append(to_square_rgb(image, size))
         except Exception as error:
-            unknown = DECODERS.get(path.suffix.lower(), "not an image that Pillow knows")
-            reason = unknown if isinstance(error, UnidentifiedImageError) else error
-            refused[f"{path.suffix or path.name}: {reason}".replace(str(path), path.name)] += 1
+            reason = str(DECODERS.get(path.suffix.lower(), error)).replace(f" {str(path)!r}", "")
+            refused[f"{path.suffix}: " + re.sub(r"\d+", "N", reason)] += 1
     told += f": {len(arrays):,} images from {len(files):,} files" + "".join(
-        f"; left out {n:,} {reason}" for reason, n in refused.most_common(10))
+        f"; left out {n:,} {reason}" for reason, n in refused.most_common())
     if len(arrays) < 2:
         raise ValueError(f"{told}; expected 2 or more, better thousands.")
     print(told)
-    return Images(to_tensor(arrays, size), folder.resolve().name, {})
+    return Images(to_tensor(arrays, size), folder.resolve().name, {}, str(folder.resolve()))
 
 def to_square_rgb(image, size):
     """Any PIL image -> uint8 [size, size, 3]: upright, on white, its central square."""
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} has no fixed range, save it with 8 or 16 bits")
-    image.load()
+        raise ValueError(f"mode {image.mode} has no fixed range; save it as an 8-bit PNG")
     with suppress(Exception):  # broken metadata must not cost a picture
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
@@ -131,15 +132,6 @@ def to_tensor(arrays, size):
     arrays = [a if len(a) == size else to_square_rgb(Image.fromarray(a), size) for a in arrays]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
-def to_uint8(images):
-    """float [B, 3, S, S] in [-1, 1] -> uint8 on the CPU, clamped."""
-    return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-def fixed_subset(images, n):
-    """The same n images (at most all), shuffled, on the CPU, in every run."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:n]
-    return images[order.to(images.device)].cpu()
-
 # ---- runs ----
 PARTS, COUNTERS = "G D G_ema opt_G opt_D scaler".split(), "images_seen seconds history".split()
 MAY_CHANGE = ("total_images", "max_minutes", "compile", "precision")  # when a run goes on
@@ -152,10 +144,10 @@ def parse_settings(text):
         raise ValueError(f"{wrong[0]!r} is no setting; expected NAME=VALUE, as in lr_g=0.003.")
     return dict(word.split("=", 1) for word in words)
 
-def run_folder(root, profile, name, config):
-    """root/profile-data-hash, where the hash is of the settings that define the run."""
-    fixed = [pair for pair in dataclasses.asdict(config).items() if pair[0] not in MAY_CHANGE]
-    slug = re.sub(r"\W+", "-", name.lower())[:40].strip("-")
+def run_folder(root, profile, data, config):
+    """root/profile-data-hash, where the hash is of the data's path and of what defines the run."""
+    fixed = [data.path, *(pair for pair in vars(config).items() if pair[0] not in MAY_CHANGE)]
+    slug = re.sub(r"\W+", "-", data.name.lower())[:40].strip("-")
     return Path(root) / f"{profile}-{slug}-{hashlib.sha256(repr(fixed).encode()).hexdigest()[:6]}"
 
 class Run:
@@ -168,18 +160,20 @@ class Run:
             (self.folder / "checkpoint.tmp").touch()  # is it writable?
             if (self.folder / "checkpoint.pt").exists():
                 self.restore(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
-            elif runs := [path.parent.name for path in self.folder.glob("../*/checkpoint.pt")]:
-                print(f"{self.folder} is new; runs with other settings or data: {', '.join(runs)}")
         except Exception as error:
             raise ValueError(f"{self.folder} cannot hold this run ({type(error).__name__}: "
-                             f"{str(error)[:300]}); move it away.") from None
+                             f"{str(error)[:300]}); move it away, or choose another.") from None
+        if state.images_seen:
+            print(f"{self.folder} has seen {state.images_seen:,} images; going on from there.")
+        elif others := [path.parent.name for path in self.folder.glob("../*/checkpoint.pt")]:
+            print(f"{self.folder} is new; runs with other settings or data: {', '.join(others)}")
         if rank := rank_and_size()[0]:  # no two processes draw the same noise
             torch.manual_seed(1_000_003 * (state.config.seed + state.images_seen) + rank)
         self.interval = min(600, 60 * state.config.max_minutes / 8)  # seconds between snapshots
         self.snapshot_at = state.seconds + self.interval
 
     def restore(self, saved):
-        state, theirs, mine = self.state, saved["config"], dataclasses.asdict(self.state.config)
+        state, theirs, mine = self.state, saved["config"], vars(self.state.config)
         if wrong := [f"{k}={theirs.get(k)} (now {mine.get(k)})" for k in theirs | mine
                      if k not in MAY_CHANGE and theirs.get(k) != mine.get(k)]:
             raise ValueError(f"it holds a run with {', '.join(wrong)}")
@@ -189,11 +183,10 @@ class Run:
         vars(state).update({name: saved[name] for name in COUNTERS})
         torch.set_rng_state(saved["rng"][0])
         torch.cuda.set_rng_state_all(saved["rng"][1 : 1 + torch.cuda.device_count()])
-        print(f"{self.folder} has seen {state.images_seen:,} images; going on from there.")
 
     def __enter__(self):
         self.clock, self.before = time.monotonic(), signal.getsignal(signal.SIGINT)
-        self.bar = tqdm(initial=self.state.images_seen, unit=" images", unit_scale=True)
+        self.bar = tqdm(initial=self.state.images_seen, unit=" images", unit_scale=True, delay=0.1)
         with suppress(ValueError):  # no stop button off the main thread or in several processes
             signal.signal(signal.SIGINT, self.before if dist.is_initialized() else self.stop)
         return self
@@ -203,9 +196,11 @@ class Run:
         signal.signal(signal.SIGINT, self.before)
 
     def __exit__(self, *_):
-        self.bar.close()
         with suppress(ValueError):
             signal.signal(signal.SIGINT, self.before)
+        with suppress(OSError, AttributeError):
+            (self.folder / "checkpoint.tmp").unlink(missing_ok=True)
+            self.bar.close()
 
     def unfinished(self):
         c, seen, seconds = self.state.config, self.state.images_seen, self.state.seconds
@@ -215,38 +210,41 @@ class Run:
         """Collect a step's losses, add their means to the history; returns if a snapshot is due."""
         c, state = self.state.config, self.state
         self.losses.append(losses)
-        self.bar.update(c.batch_size)
-        if len(self.losses) < LOG_STEPS and self.unfinished():
+        with suppress(OSError, AttributeError):  # a closed console must not end a run
+            self.bar.update(c.batch_size)
+        early = dist.is_initialized() or time.monotonic() - self.clock < 20  # seconds
+        if len(self.losses) < LOG_STEPS and self.unfinished() and early:
             return False
         values = [torch.stack([step[name] for step in self.losses]).mean() for name in losses]
         values += [sum(p.detach().sum() for net in (state.G, state.D) for p in net.parameters()),
                    torch.tensor(time.monotonic() - self.clock, device=values[0].device)]
         all_reduce_mean(values)  # so that several processes stop together
         *values, weights, seconds = [value.item() for value in values]
-        if not all(map(math.isfinite, [*values, weights])) or 0 < state.scaler.get_scale() < 1:
-            raise FloatingPointError(
-                f"not finite: losses or weights, after {state.images_seen:,} images; {self.folder} "
-                "keeps what was saved before. Try precision=float32, or half of lr_g and lr_d.")
+        if not np.isfinite([*values, weights]).all() or 0 < state.scaler.get_scale() < 1:
+            raise FloatingPointError(f"not finite: losses or weights, after {state.images_seen:,} "
+                                     "images. Try precision=float32, or half of lr_g and lr_d.")
         state.seconds, self.clock, self.losses = state.seconds + seconds, time.monotonic(), []
         state.history.append({"images": state.images_seen, "seconds": state.seconds})
         state.history[-1] |= dict(zip(losses, values, strict=True))
         self.bar.total = min(c.total_images, 60 * c.max_minutes * state.images_seen / state.seconds)
         return not (rank_and_size()[0] or self.unfinished() and state.seconds < self.snapshot_at)
 
-    def snapshot(self, samples, **scores):
-        """Save a checkpoint and a strip of samples, print the newest losses and the scores."""
-        state, last, path = self.state, self.state.history[-1], self.folder / "checkpoint.pt"
+    def snapshot(self, draw):
+        """Save a checkpoint, a strip of the samples of draw() -> samples, scores; print all."""
+        state, path = self.state, self.folder / "checkpoint.pt"
         self.snapshot_at = state.seconds + self.interval
-        last |= scores
+        with optional("samples and scores of a snapshot"):
+            samples, scores = draw()
+            state.history[-1] |= scores
+            image_grid(samples[:64], 16).save(self.folder / f"samples-{state.images_seen:09d}.png")
         saved = {name: getattr(state, name).state_dict() for name in PARTS}
-        saved |= {name: getattr(state, name) for name in COUNTERS}
-        saved |= {"config": dataclasses.asdict(state.config)}
+        saved |= {name: getattr(state, name) for name in COUNTERS} | {"config": vars(state.config)}
         saved |= {"rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]}
         with optional("a snapshot, the next one tries again"):
             torch.save(saved, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
-            image_grid(samples[:64], 16).save(self.folder / f"samples-{state.images_seen:09d}.png")
-            print(*(f"{key} {round(x, 3):,}" for key, x in last.items()), sep="  ", flush=True)
+            last = state.history[-1].items()
+            print(*(f"{key} {round(x, 3):,}" for key, x in last), sep="  ", flush=True)
 
 def load_definitions(path=HERE / "ViTGAN_CIFAR10.ipynb"):
     """The notebook's cells tagged `definition`, run in order, as a module."""
@@ -259,6 +257,7 @@ def load_definitions(path=HERE / "ViTGAN_CIFAR10.ipynb"):
 def main(words):
     """Train, in as many processes as torchrun starts; leaves weights and samples in a folder."""
     sys.stdout.reconfigure(errors="replace")  # a console that cannot print a character
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     device, vitgan = pick_device(), load_definitions()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -266,18 +265,19 @@ def main(words):
         asked = parse_settings(shlex.join(words))
         data = load_images(int(asked.pop("image_size", 32)), asked.pop("data_dir", ""))
         profile, config = vitgan.configure(data, device, **asked)
-        folder = run_folder(os.environ.get("VITGAN_RUNS", "runs"), profile, data.name, config)
+        folder = run_folder(os.environ.get("VITGAN_RUNS", "runs"), profile, data, config)
         state = vitgan.train(config, data.pixels.to(device), folder)
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         sys.exit(f"{error}\n\n{__doc__}")
     if rank_and_size()[0] == 0:
-        vitgan.save_generator(folder / "generator.safetensors", state.G_ema, config,
-                              {"data": data.name, "images seen": state.images_seen})
+        with optional("the weights, the checkpoint has them, too"):
+            vitgan.save_generator(folder / "generator.safetensors", state.G_ema, config,
+                                  {"data": data.name, "images seen": state.images_seen})
         print(f"weights and samples: {folder}")
 
 # ---- pictures ----
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "axes.grid": True,
-                     "grid.alpha": 0.3, "image.interpolation": "nearest"})
+plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True,
+                     "image.interpolation": "nearest"})
 
 def image_grid(images, columns=8, scale=1):
     """uint8 [n, 3, S, S] as one PIL image, enlarged `scale` times, white between the cells."""
@@ -287,7 +287,7 @@ def image_grid(images, columns=8, scale=1):
 def show_images(images, title, columns, ax):
     """Draw uint8 [n, 3, S, S] as a grid."""
     ax.imshow(image_grid(images, columns))
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title.replace("$", r"\$"), fontsize=10)
     ax.axis("off")
 
 def show_figure(caption):

@@ -29,20 +29,16 @@ data = helpers.Images(images, "tiny", {{}})
 config = vitgan.configure(data, device, "smoke", **conftest.TINY)[1]
 """
 
-
 def python(script, folder, **environment):
     """Run a script after PRELUDE in a process of its own."""
     return subprocess.run([sys.executable, "-c", PRELUDE + textwrap.dedent(script)], cwd=folder,
                           env={**os.environ, **environment}, text=True, capture_output=True,
                           timeout=200)
 
-
 def checkpoint(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
-
 # what is computed is kept
-
 
 def test_a_full_disk_costs_a_warning_and_the_weights_stay_in_memory(tmp_path):
     done = python("""
@@ -55,9 +51,8 @@ def test_a_full_disk_costs_a_warning_and_the_weights_stay_in_memory(tmp_path):
         """, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "left out: a snapshot, the next one tries again (" in done.stderr
+    assert not [*(tmp_path / "run").glob("checkpoint*")]  # no half a file fills the disk
     assert (tmp_path / "g.safetensors").exists()
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()
-
 
 def test_a_process_killed_while_saving_goes_on_from_the_checkpoint_before(tmp_path):
     killed = python("""
@@ -76,7 +71,6 @@ def test_a_process_killed_while_saving_goes_on_from_the_checkpoint_before(tmp_pa
     again = python("vitgan.train(config, images, 'run')", tmp_path)
     assert f"run has seen {seen} images; going on from there" in again.stdout
     assert checkpoint(tmp_path / "run")["images_seen"] == 24 > seen
-
 
 @pytest.mark.parametrize("presses", [1, 2])
 def test_the_stop_button_ends_after_the_step_and_the_run_goes_on_bit_for_bit(tmp_path, presses):
@@ -104,7 +98,6 @@ def test_the_stop_button_ends_after_the_step_and_the_run_goes_on_bit_for_bit(tmp
     assert done.stdout.startswith("images") if presses == 1 else done.stdout.startswith("at once")
     assert presses == 2 or "\n12\n" in done.stdout
 
-
 @pytest.mark.parametrize("broken", ["weight", "scale"])
 def test_what_is_not_finite_ends_training_and_is_never_saved(tmp_path, broken):
     """A NaN in a weight, and a float16 loss scale that falls below 1, as it does when all gradients
@@ -128,22 +121,27 @@ def test_what_is_not_finite_ends_training_and_is_never_saved(tmp_path, broken):
     assert saved["images_seen"] == 8
     assert all(t.isfinite().all() for name in ("G", "D", "G_ema") for t in saved[name].values())
 
+def test_a_termination_ends_the_command_as_ctrl_c_does(tmp_path):
+    words = ["profile=smoke", "data_dir=digits", "total_images=9999999"]
+    with subprocess.Popen([sys.executable, ROOT / "helpers.py", *words], cwd=tmp_path, text=True,
+                          stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        next(line for line in process.stderr if "images/s" in line)  # of the progress bar
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode == 0 and [*tmp_path.glob("runs/*/generator.safetensors")]
 
 # a run goes on
-
 
 def rename_a_setting(path):
     saved = torch.load(path, weights_only=True)
     saved["config"]["learning_rate"] = saved["config"].pop("lr_g")
     torch.save(saved, path)
 
-
 @pytest.mark.parametrize("damage, cause", [
     (lambda path: None, r"it holds a run with width=16 \(now 32\)"),
     (rename_a_setting, r"learning_rate=0.0\d+ \(now None\), lr_g=None \(now 0.0"),
     (lambda path: path.write_bytes(path.read_bytes()[:1000]), "RuntimeError"),
     (lambda path: path.write_bytes(b""), "EOFError"),
-    (lambda path: path.unlink() or path.mkdir(), "IsADirectoryError"),
     (lambda path: shutil.rmtree(path.parent) or path.parent.write_bytes(b""), "FileExistsError")])
 def test_a_folder_that_cannot_hold_the_run_is_a_sentence(train, tmp_path, damage, cause):
     train(total_images=8)
@@ -151,27 +149,24 @@ def test_a_folder_that_cannot_hold_the_run_is_a_sentence(train, tmp_path, damage
     with pytest.raises(ValueError, match=rf"(?s)run cannot hold this run .*{cause}.*move it"):
         train(width=32)
 
-
 def test_a_run_with_other_settings_names_the_runs_that_are_there(train, capsys):
     train(total_images=8, folder="one")
     assert " is new" not in capsys.readouterr().out
     train(total_images=8, folder="two", width=32)
     assert "two is new; runs with other settings or data: one" in capsys.readouterr().out
 
-
 def test_a_run_does_not_depend_on_pixels_or_on_its_length(vitgan, make_config, images, tmp_path):
     vitgan.train(make_config(total_images=8), images, tmp_path / "run")
     other_decoder = images ^ 1
     state = vitgan.train(make_config(total_images=16), other_decoder, tmp_path / "run")
     assert [entry["images"] for entry in state.history] == [8, 16]
-    folders = {helpers.run_folder("runs", "cpu", "my cats", make_config(**changed))
-               for changed in ({}, {"total_images": 99}, {"compile": True})}
-    other_seed = helpers.run_folder("runs", "cpu", "my cats", make_config(seed=9))
-    assert len(folders) == 1 and other_seed not in folders
-
+    cats = [helpers.Images(images, "train", {}, f"/{pet}/train") for pet in ("cats", "dogs")]
+    runs = [(0, {}), (0, {"total_images": 99}), (0, {"compile": True}), (0, {"seed": 9}), (1, {})]
+    folders = [helpers.run_folder("runs", "cpu", cats[i], make_config(**changed))
+               for i, changed in runs]
+    assert folders[0] == folders[1] == folders[2] and len(set(folders)) == 3
 
 # degrade, say so, go on
-
 
 def test_without_a_compiler_training_goes_on_uncompiled(tmp_path):
     done = python("print(vitgan.train(vitgan.configure(data, device, 'smoke', **conftest.TINY | "
@@ -179,8 +174,6 @@ def test_without_a_compiler_training_goes_on_uncompiled(tmp_path):
                   CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     assert done.stdout.strip().endswith("24"), done.stderr[-2000:]
     assert done.stderr.count("left out: torch.compile, training goes on without it") == 1
-    assert len(done.stderr) < 5000
-
 
 def test_training_works_off_the_main_thread(train):
     states = []
@@ -189,27 +182,29 @@ def test_training_works_off_the_main_thread(train):
     thread.join(120)
     assert states[0].images_seen == 24
 
-
 def test_a_console_that_cannot_print_a_character_does_not_end_a_run(tmp_path):
     (tmp_path / "größe").mkdir()
     done = subprocess.run([sys.executable, ROOT / "helpers.py", "data_dir=größe"], cwd=tmp_path,
                           capture_output=True, timeout=120,
                           env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 1 and b"0 images from 0 files; expected 2" in done.stderr
-    assert b"UnicodeEncodeError" not in done.stderr
 
-
-def test_a_closed_console_does_not_end_a_run(train, monkeypatch, tmp_path):
+@pytest.mark.parametrize("part", ["console", "samples"])
+def test_what_fails_beside_training_does_not_end_it(train, vitgan, monkeypatch, tmp_path, part):
+    """The log and the progress bar of a closed console; samples that memory cannot hold."""
     reader, writer = os.pipe()
     os.close(reader)
     closed = open(writer, "w")
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="BrokenPipeError"):
-        patch.setattr("sys.stdout", closed)
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="left out: .*snapshot"):
+        if part == "samples":
+            patch.setattr(vitgan, "sample", lambda *_: torch.empty(10**15))
+        else:
+            patch.setattr("sys.stdout", closed)
+            patch.setattr("sys.stderr", closed)
         train()
     with suppress(BrokenPipeError):
         closed.close()
     assert checkpoint(tmp_path / "run")["images_seen"] == 24
-
 
 @pytest.mark.parametrize("answer", [
     b"", b"nonsense\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n",
@@ -229,9 +224,7 @@ def test_a_server_that_hangs_up_costs_cifar10_and_no_more(monkeypatch, tmp_path,
             assert helpers.load_images(8).name == "digits"
         server.shutdown()
 
-
 # files and arguments
-
 
 def test_load_generator_reads_what_was_saved_and_refuses_the_rest(vitgan, config, tmp_path):
     G, path = vitgan.Generator(config).eval(), tmp_path / "g.safetensors"

@@ -24,10 +24,18 @@ def test_notebook_keeps_its_budgets():
     prose = re.sub(hidden, " ", MARKDOWN, flags=re.S)
     counted = re.sub(r"(?m)^#+ [\d.]+|[Ss]ections? [\d.]+( (and|to) [\d.]+)?", "", prose)
     words, numerals = len(prose.split()), len(re.findall(r"(?<![\w.])\d[\d,.]*", counted))
-    assert len(CELLS) <= 90 and words <= 5000 and sum(lines) <= 950 and max(lines) <= 40
-    assert numerals <= 0.035 * words
-    helper = (ROOT / "helpers.py").read_text(encoding="utf-8").splitlines()
-    assert len(helper) <= 300 and max(map(len, helper)) <= 100
+    def text(pattern):
+        return "".join(path.read_text(encoding="utf-8") for path in ROOT.glob(pattern))
+
+    budgets = {
+        "cells": (len(CELLS), 90), "words": (words, 5000), "longest cell": (max(lines), 40),
+        "lines of code": (sum(lines), 950), "numerals": (numerals, 0.035 * words),
+        "helpers.py": (text("helpers.py").count("\n"), 300),
+        "README's words": (len(text("README.md").split()), 650),
+        "tests": (text("tests/*.py").count("\n"), 1200),
+        "experiments": (text("tests/experiments/*.*").count("\n"), 450)}
+    print(*(f"{what}: {found} of {most:.0f}" for what, (found, most) in budgets.items()), sep="\n")
+    assert all(found <= most for found, most in budgets.values())
     rules = ["--line-length", "100", "--select", "E,F,I,B,UP", "--no-cache"]
     run(sys.executable, "-m", "ruff", "check", *rules, ".")
 

@@ -1,7 +1,13 @@
 """Each mistake in section 10's table, planted: a check of the section that it names fails.
 
-Found in teodorToshkov/ViTGAN-pytorch 8dc48b2 and the authors' port, mlpc-ucsd/ViTGAN d57078e; for
-files and lines: git log -S multi_head.py tests/test_planted.py.
+Where they were found, in the post's code (teodorToshkov/ViTGAN-pytorch 8dc48b2): no √2 and one
+SLN, vitgan_generator.py 24, 49, 173-186; √D, after the softmax, no square, tie or minus,
+multi_head.py 15-38; MLP thrown away, mixed reshape, vitgan_generator.py 187, 239-241; ω₀, 213,
+228, 292, 305-323; no padding, GELU, vitgan_discriminator.py 18, 87; u, v and σ(W_init), utils.py
+24-39; gradients of D, EMA, rescaling, main.py 417, 350-353, 495, 486-487. Section 11: positions,
+vitgan_generator.py 403, 445; augmented images, three augmentations, vitgan_discriminator.py
+113-115, 104. The authors' port (mlpc-ucsd/ViTGAN d57078e): λ, defaults/gan.gin 2-3; length,
+c10_style64.gin 2-4; flips, datasets.py 58 and diffaug.py 88-99.
 """
 import re
 

@@ -23,8 +23,6 @@ def test_torchrun_trains_in_two_processes_and_one_goes_on_from_their_checkpoint(
     out, _ = run(sys.executable, *script, "total_images=96", **place)
     assert "has seen 64 images; going on from there" in out
     assert vitgan.load_generator(folder / "generator.safetensors")[2]["images seen"] == 96
-    assert sorted(path.name for path in folder.glob("*.png")) == [
-        "samples-000000064.png", "samples-000000096.png"]
 
 
 def test_readme_script_ends_in_a_picture(kit):

@@ -86,9 +86,11 @@ def test_train_goes_on_to_the_same_bits_and_saves_at_the_end(train, tmp_path):
         assert_same(getattr(parts, name).state_dict(), getattr(whole, name).state_dict())
     assert [e["d_loss"] for e in parts.history] == [e["d_loss"] for e in whole.history]
 
-def test_train_stops_after_max_minutes_and_goes_on_with_more(train):
+def test_train_stops_after_max_minutes_and_goes_on_with_more(train, monkeypatch):
     assert train(total_images=400, max_minutes=1e-9).images_seen == 8
     assert train(total_images=16).images_seen == 16
+    monkeypatch.setattr(helpers.time, "monotonic", iter(range(0, 9999, 30)).__next__)  # slow steps
+    assert train("slow", total_images=400, max_minutes=0.4).images_seen == 4
 
 @pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
 @pytest.mark.parametrize("native, dtype", [(True, torch.bfloat16), (False, torch.float16)])
