@@ -7,7 +7,7 @@
 FIELD=VALUE pairs come first. A run that was stopped goes on when it is started again, and rows
 that the CSV has already are skipped. Scores are cFD of 10,000 samples. The rows of evidence.csv
 come from `--parts PART --seeds SEED --images 100000` with one thread on an AMX Xeon, bfloat16, on
-CIFAR-10 re-encoded as JPEG.
+CIFAR-10 re-encoded as JPEG; the minutes of some include other work on the same core.
 Classes are subclassed from the notebook's, never copied.
 """
 import argparse
@@ -294,7 +294,7 @@ def plot(rows, path):
         if what == PARTS["full"][0]:
             ax.axvline(mean, color=color, lw=0.8, alpha=0.5)
     ax.set_yticks([])
-    ax.set(xscale="log", xlabel=f"cFD after {int(max(counts, key=int)):,} images, a dot a seed")
+    ax.set(xscale="log", xlabel=f"cFD after {int(max(counts, key=int)):,} images, one dot per seed")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.minorticks_off()
