@@ -1,5 +1,5 @@
 """What surrounds ViTGAN: devices, data, runs, pictures. Images are uint8 [n, 3, S, S].
-python helpers.py [NAME=VALUE ...] trains; names: profile, data_dir, image_size, those of Config."""
+python helpers.py [NAME=VALUE ...] trains; names: profile, data_dir, image_size, Config's fields."""
 import ctypes
 import hashlib
 import json
@@ -29,7 +29,7 @@ from torchvision.utils import make_grid
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
-with suppress(AttributeError, TypeError):  # glibc keeps freed memory, which need not be cleared
+with suppress(AttributeError, TypeError):  # glibc: keep memory, new pages must be cleared
     ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 # ---- devices and several processes ----
@@ -107,7 +107,7 @@ def load_folder(folder, size):
                 arrays.append(to_square_rgb(image, size))
         except Exception as error:
             reason = str(DECODERS.get(path.suffix.lower(), error)).replace(f" {str(path)!r}", "")
-            refused[f"{path.suffix}: " + re.sub(r"\d+", "N", reason)] += 1
+            refused[f"{path.suffix}: " + re.sub(r"\d+ bytes", "some bytes", reason)] += 1
     told += f": {len(arrays):,} images from {len(files):,} files" + "".join(
         f"; left out {n:,} {reason}" for reason, n in refused.most_common())
     if len(arrays) < 2:
@@ -237,14 +237,14 @@ class Run:
             samples, scores = draw()
             state.history[-1] |= scores
             image_grid(samples[:64], 16).save(self.folder / f"samples-{state.images_seen:09d}.png")
+            last = state.history[-1].items()
+            print(*(f"{key} {round(x, 3):,}" for key, x in last), sep="  ", flush=True)
         saved = {name: getattr(state, name).state_dict() for name in PARTS}
         saved |= {name: getattr(state, name) for name in COUNTERS} | {"config": vars(state.config)}
         saved |= {"rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]}
         with optional("a snapshot, the next one tries again"):
             torch.save(saved, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
-            last = state.history[-1].items()
-            print(*(f"{key} {round(x, 3):,}" for key, x in last), sep="  ", flush=True)
 
 def load_definitions(path=HERE / "ViTGAN_CIFAR10.ipynb"):
     """The notebook's cells tagged `definition`, run in order, as a module."""

@@ -46,3 +46,5 @@ def test_configure_follows_device_and_data_but_what_is_chosen_wins(vitgan):
         expected = dataclasses.replace(plain, **digits.settings | chosen)
         asked = helpers.parse_settings(text)
         assert vitgan.configure(digits, torch.device(kind), **asked) == (profile, expected)
+    with pytest.raises(ValueError, match="^image_size=8: set it where images are loaded$"):
+        vitgan.configure(PLAIN, CPU, image_size=8)

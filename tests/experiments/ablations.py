@@ -2,7 +2,7 @@
 
     python tests/experiments/ablations.py --data FOLDER --parts full no-bcr --seeds 0 1
     python tests/experiments/ablations.py bcr=10.0 --data FOLDER --images 100000
-    python tests/experiments/ablations.py --plot parts.png
+    python tests/experiments/ablations.py --plot parts.png --out tests/experiments/evidence.csv
 
 FIELD=VALUE pairs come first. A run that was stopped goes on when it is started again, and rows
 that the CSV has already are skipped. Scores are cFD of 10,000 samples. The rows of evidence.csv
