@@ -7,7 +7,8 @@
 FIELD=VALUE pairs come first. A run that was stopped goes on when it is started again, and rows
 that the CSV has already are skipped. Scores are cFD of 10,000 samples. The rows of evidence.csv
 come from `--parts PART --seeds SEED --images 100000` with one thread on an AMX Xeon, bfloat16, on
-CIFAR-10 re-encoded as JPEG; the minutes of some include other work on the same core.
+CIFAR-10 re-encoded as JPEG; the minutes of some include other work on the same core. Those of
+`colab`: `compile=True --profile colab --images 100000 200000 ... 600000`, with two threads.
 Classes are subclassed from the notebook's, never copied.
 """
 import argparse
