@@ -9,7 +9,6 @@ that the CSV has already are skipped. Scores are cFD of 10,000 samples. The rows
 come from `--parts PART --seeds SEED --images 100000` with one thread on an AMX Xeon, bfloat16, on
 CIFAR-10 re-encoded as JPEG; the minutes of some include other work on the same core. Those of
 `colab`: `compile=True --profile colab --images 100000 200000 ... 600000`, with two threads.
-Classes are subclassed from the notebook's, never copied.
 """
 import argparse
 import copy
@@ -235,7 +234,7 @@ def experiment(args, part, seed):
     vitgan, device = helpers.load_definitions(), helpers.pick_device()
     what, settings, patch = PARTS[part]
     patch(vitgan)
-    data = helpers.load_images(args.size, args.data)
+    data = helpers.load_images(32, args.data)
     named = " ".join([args.profile, *args.fields])
     asked = {"max_minutes": 1e6, "seed": seed} | helpers.parse_settings(" ".join(args.fields))
     asked |= settings  # the part is away, whatever the fields say
@@ -256,17 +255,16 @@ def experiment(args, part, seed):
             return append(args.out, row)  # without scores
         if state.images_seen > reached:
             continue  # an earlier run has gone further
-        z, last = vitgan.fixed_noise(config, args.samples, seed=123), state.history[-1]
+        z, last = vitgan.fixed_noise(config, 10_000, seed=123), state.history[-1]
         samples = vitgan.sample(state.G_ema, z)
         row |= {"minutes": round(state.seconds / 60, 2),
                 "images_per_s": round(state.images_seen / state.seconds),
                 "logit_gap": round(last["logit_real"] - last["logit_fake"], 3),
                 "diversity": round((samples[:1000] / 127.5).std(0).mean().item(), 3)}
-        if args.size == 32:
-            row["cfd"] = round(vitgan.cfd(samples), 2)
-            if part == "full":
-                now = vitgan.sample(copy.deepcopy(state.G).eval(), z)
-                row["cfd_without_ema"] = round(vitgan.cfd(now), 2)
+        row["cfd"] = round(vitgan.cfd(samples), 2)
+        if part == "full":
+            now = vitgan.sample(copy.deepcopy(state.G).eval(), z)
+            row["cfd_without_ema"] = round(vitgan.cfd(now), 2)
         append(args.out, row)
 
 
@@ -309,9 +307,7 @@ def main(words=None):
     parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE")
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--data", default="")
-    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--images", type=int, nargs="+", default=[50_000, 100_000, 200_000])
-    parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--parts", nargs="+", default=["full"], choices=PARTS)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiments" / "evidence.csv")
