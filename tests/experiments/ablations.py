@@ -5,10 +5,10 @@
     python tests/experiments/ablations.py --plot parts.png --out tests/experiments/evidence.csv
 
 FIELD=VALUE pairs come first. A run that was stopped goes on when it is started again, and rows
-that the CSV has already are skipped. Scores are cFD of 10,000 samples. The rows of evidence.csv
-come from `--parts PART --seeds SEED --images 100000` with one thread on an AMX Xeon, bfloat16, on
-CIFAR-10 re-encoded as JPEG; the minutes of some include other work on the same core. Those of
-`colab`: `compile=True --profile colab --images 100000 200000 ... 600000`, with two threads.
+that the CSV has already are skipped. Scores are cFD of 10,000 samples. evidence.csv was made with
+`--parts PART --seeds SEED --images 100000` and one thread, and its rows of `colab` with two and
+`compile=True --profile colab --images 100000 200000 300000 400000 500000 600000`, on an AMX Xeon,
+bfloat16, CIFAR-10 re-encoded as JPEG. Some minutes include other work on the core, or a pause.
 """
 import argparse
 import copy
@@ -260,8 +260,8 @@ def experiment(args, part, seed):
         row |= {"minutes": round(state.seconds / 60, 2),
                 "images_per_s": round(state.images_seen / state.seconds),
                 "logit_gap": round(last["logit_real"] - last["logit_fake"], 3),
-                "diversity": round((samples[:1000] / 127.5).std(0).mean().item(), 3)}
-        row["cfd"] = round(vitgan.cfd(samples), 2)
+                "diversity": round((samples[:1000] / 127.5).std(0).mean().item(), 3),
+                "cfd": round(vitgan.cfd(samples), 2)}
         if part == "full":
             now = vitgan.sample(copy.deepcopy(state.G).eval(), z)
             row["cfd_without_ema"] = round(vitgan.cfd(now), 2)
