@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 from IPython.display import Markdown, display
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
@@ -72,7 +73,6 @@ def all_reduce_mean(tensors):
 # ---- data ----
 Images = namedtuple("Images", "pixels name settings path", defaults=[""])  # settings: what suits
 DIGITS = dict(augment="translation,cutout", flip=False, phase_step=1.5, lr_g=0.003, lr_d=0.003)
-DECODERS = {".heic": "no decoder (pillow-heif has it)", ".jxl": "no decoder (pillow-jxl-plugin)"}
 
 def load_images(size, data_dir=""):
     """The images below a folder; "digits": scikit-learn's; "": CIFAR-10, or else digits."""
@@ -80,7 +80,7 @@ def load_images(size, data_dir=""):
         return load_folder(Path(os.path.expanduser(data_dir)), size)
     if not data_dir:
         socket.setdefaulttimeout(20)  # a server that stays silent must not hang the notebook
-        with optional("CIFAR-10, digits take its place; set data_dir to train on other images"):
+        with optional("CIFAR-10, digits take its place; see data_dir"), FileLock("data/.lock"):
             return Images(to_tensor(CIFAR10("data", download=True).data, size), "CIFAR-10", {})
     gray = (load_digits().images * 255 / 16).round().astype(np.uint8)
     return Images(to_tensor(gray[..., None].repeat(3, -1), size), "digits", DIGITS)
@@ -90,23 +90,23 @@ def load_folder(folder, size):
     arrays, refused, told = [], Counter(), f"data_dir={str(folder)!r}"
     if not folder.is_dir():
         what = "a file (unpack an archive first)" if folder.exists() else "not there"
-        raise FileNotFoundError(f"{told} is {what}; expected a folder of images.")
+        raise FileNotFoundError(f"{told} is {what}; expected images in {folder.absolute()}.")
     files, seen = set(), set()
     for where, folders, _ in os.walk(folder, True, lambda e: refused.update([str(e)]), True):
         here = Path(where).resolve()  # links may lead in circles
         folders[:] = [name for name in folders if name[0] != "." and here not in seen]
         seen.add(here)
         files |= {path.resolve() for path in here.glob("[!.]*") if path.is_file()}
-    share = psutil.virtual_memory().available / (1 + 6 * len(files) * size**2)  # list and tensor
+    share = psutil.virtual_memory().available / (1 + 9 * len(files) * size**2)  # three copies
     if share < 1:
         raise MemoryError(f"{told}: {len(files):,} images of {size}×{size} do not fit into the "
-                          f"free memory; image_size={int(size * share**0.5)} would.")
+                          f"free memory; image_size={int(size * share**0.5) // 8 * 8} would.")
     for path in sorted(files):
         try:
             with Image.open(path) as image:
                 arrays.append(to_square_rgb(image, size))
         except Exception as error:
-            reason = str(DECODERS.get(path.suffix.lower(), error)).replace(f" {str(path)!r}", "")
+            reason = str(error).replace(f" {str(path)!r}", "")
             refused[f"{path.suffix}: " + re.sub(r"\d+ bytes", "some bytes", reason)] += 1
     told += f": {len(arrays):,} images from {len(files):,} files" + "".join(
         f"; left out {n:,} {reason}" for reason, n in refused.most_common())

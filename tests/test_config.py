@@ -18,11 +18,11 @@ WRONG = [  # settings, what the sentence is
     ("patch_size=3", "^image_size=16 must be a multiple of patch_size=3"),
     ("heads=3", "^width=32 must be a multiple of heads=3"),
     ("precision=float8", "^precision='float8': .*'float16'"),
-    ("augment=colour", "augment='colour': expected color, translation, cutout"),
+    ("augment=colour", "augment='colour': expected color,translation,cutout"),
     ("'augment=color cutout'", "augment='color cutout': .* joined by commas"),
     ("fast", "^'fast' is no setting; expected NAME=VALUE, as in lr_g=0.003.$"),
     ("profile=colb", "^profile='colb': expected auto, paper, colab, cpu, smoke"),
-    ("'data_dir=my photos'", "^data_dir='my photos' is not there; expected a folder of images.$")]
+    ("'data_dir=my photos'", "^data_dir='my photos' is not there; expected images in /.*photos.$")]
 
 @pytest.mark.parametrize("text, expected", WRONG, ids=[text for text, _ in WRONG])
 def test_main_says_in_a_sentence_what_is_wrong_and_what_it_expects(

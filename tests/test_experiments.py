@@ -1,4 +1,4 @@
-"""The experiments: each part that is taken away is away; the benchmark runs."""
+"""The experiments: without each part training goes on, and otherwise; the benchmark runs."""
 
 import functools
 import sys

@@ -14,6 +14,7 @@ from contextlib import suppress
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from safetensors.torch import save_file
 
 import helpers
@@ -185,10 +186,13 @@ def test_training_works_off_the_main_thread(train):
 
 def test_a_console_that_cannot_print_a_character_does_not_end_a_run(tmp_path):
     (tmp_path / "größe").mkdir()
-    done = subprocess.run([sys.executable, ROOT / "helpers.py", "data_dir=größe"], cwd=tmp_path,
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (12, 12)).save(tmp_path / "größe" / name)
+    words = ["data_dir=größe", "image_size=12"]  # told, and then refused
+    done = subprocess.run([sys.executable, ROOT / "helpers.py", *words], cwd=tmp_path,
                           capture_output=True, timeout=120,
                           env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
-    assert done.returncode == 1 and b"0 images from 0 files; expected 2" in done.stderr
+    assert done.returncode == 1 and b"image_size=12 must be" in done.stderr
 
 @pytest.mark.parametrize("part", ["console", "samples"])
 def test_what_fails_beside_training_does_not_end_it(train, vitgan, monkeypatch, tmp_path, part):

@@ -14,7 +14,7 @@ SMOKE = ["profile=smoke", "data_dir=digits", "image_size=16", "total_images=64"]
 
 
 def test_torchrun_trains_in_two_processes_and_one_goes_on_from_their_checkpoint(tmp_path, vitgan):
-    launch = re.search(r"`torchrun (.*?) helpers.py .*?`", README)[1].split()
+    launch = re.search(r"`\.venv/bin/torchrun (.*?) helpers.py .*?`", README)[1].split()
     script, place = [ROOT / "helpers.py", *SMOKE], dict(folder=tmp_path, VITGAN_RUNS="runs")
     out, err = run(sys.executable, "-m", "torch.distributed.run", *launch, *script, **place)
     (told,) = re.findall("weights and samples: (.*)", out)

@@ -127,24 +127,16 @@ def additive_decoder(vitgan):
 
 
 class EqualizedConv(nn.Module):
-    """Convolution by W / sqrt(fan_in), W ~ N(0, 1); stride 1: padded, stride 2: not."""
+    """Convolution by W / sqrt(fan_in) with W ~ N(0, 1): [B, C, S, S] -> [B, C_out, S, S]."""
 
-    def __init__(self, in_channels, out_channels, side, stride=1, bias=True):
+    def __init__(self, in_channels, out_channels, side):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, side, side))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(out_channels))
         self.scale = 1 / math.sqrt(in_channels * side**2)
-        self.stride, self.padding = stride, side // 2 if stride == 1 else 0
 
     def forward(self, x):
-        return F.conv2d(x, self.weight * self.scale, self.bias, self.stride, self.padding)
-
-
-def blur(x, padding):
-    """Binomial 4x4 low-pass filter against aliasing: [B, C, S, S] -> side S + 2 padding - 3."""
-    kernel = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    kernels = (kernel[:, None] * kernel).expand(x.shape[1], 1, 4, 4)
-    return F.conv2d(x, kernels, padding=padding, groups=x.shape[1])
+        return F.conv2d(x, self.weight * self.scale, self.bias, padding="same")
 
 
 def leaky(x):
@@ -157,36 +149,27 @@ class ResidualDown(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.first = EqualizedConv(channels, channels, 3)
-        self.second = EqualizedConv(channels, channels, 3, 2)
-        self.skip = EqualizedConv(channels, channels, 1, 2, bias=False)
+        self.second = EqualizedConv(channels, channels, 3)
+        self.skip = EqualizedConv(channels, channels, 1)
 
     def forward(self, x):
-        h = leaky(self.second(blur(leaky(self.first(x)), 2)))
-        return (h + self.skip(blur(x, 1))) / math.sqrt(2)
-
-
-def minibatch_std(h, group):
-    """Mean deviation of features in groups of neighbors: [B, C, s, s] -> [B, 1, s, s]."""
-    variance = h.float().unflatten(0, (-1, group)).var(1, correction=0)
-    deviation = (variance + 1e-8).sqrt().mean((1, 2, 3)).to(h.dtype).repeat_interleave(group)
-    return deviation[:, None, None, None].expand(-1, 1, *h.shape[2:])
+        h = leaky(self.second(F.avg_pool2d(leaky(self.first(x)), 2)))
+        return (h + self.skip(F.avg_pool2d(x, 2))) / math.sqrt(2)
 
 
 def convolutional(vitgan):
     class ConvDiscriminator(nn.Module):
-        """Images [B, 3, S, S], S a power of 2 -> logits [B], config.width channels."""
+        """Images [B, 3, S, S], S a power of 2 -> logits [B]; half of config.width as channels."""
 
         def __init__(self, config):
             super().__init__()
-            c, self.group = config.width, math.gcd(4, config.batch_size)  # no mixed groups
-            self.from_rgb, self.last = EqualizedConv(3, c, 1), EqualizedConv(c + 1, c, 3)
-            halvings = int(math.log2(config.image_size / 4))
+            c, halvings = config.width // 2, int(math.log2(config.image_size / 4))
+            self.from_rgb = EqualizedConv(3, c, 1)
             self.blocks = nn.Sequential(*(ResidualDown(c) for _ in range(halvings)))
             self.hidden, self.head = vitgan.EqualizedLinear(c * 16, c), vitgan.EqualizedLinear(c, 1)
 
         def forward(self, x):
             h = self.blocks(leaky(self.from_rgb(x)))  # [B, C, 4, 4]
-            h = leaky(self.last(torch.cat([h, minibatch_std(h, self.group)], 1)))
             return self.head(leaky(self.hidden(h.flatten(1)))).squeeze(1)
 
     vitgan.Discriminator = ConvDiscriminator
