@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 def modulated_linear(layer, x, y):
     """One weight matrix per token, W'_ij = s_j W_ij, as a 1-D convolution with a group per token:
-    x [p, in] or [T, p, in], y [T, D] -> [T, p, out] (StyleGAN2, Karras et al. 2020, eq. 1)."""
+    x [p, in] or [T, p, in], y [T, width] -> [T, p, out] (StyleGAN2, Karras et al. 2020, eq. 1)."""
     T, W = len(y), layer.linear.weight / math.sqrt(layer.linear.weight.shape[1])
     weights = layer.style(y)[:, None, :] * W  # [T, out, in]
     channels_first = x.expand(T, *x.shape[-2:]).transpose(1, 2).flatten(0, 1)  # [T * in, p]
