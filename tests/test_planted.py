@@ -26,7 +26,7 @@ PLANTED = [  # words of the mistake, the section that catches it, pairs of right
     ("without √2", "3.2", ("0.2) * math.sqrt(2)", "0.2)")),
     ("one SLN", "3.5", ("self.norm2 = SelfModulatedLayerNorm(width, w_dim)",
                         "self.norm2 = self.norm1")),
-    ("√D for √d", "3.5", ("scale=q.shape[-1] ** -0.5", "scale=h.shape[-1] ** -0.5")),
+    ("√width for √d", "3.5", ("scale=q.shape[-1] ** -0.5", "scale=h.shape[-1] ** -0.5")),
     ("after the softmax", "3.5", ("torch.softmax(scale * q @ k.mT, -1)",
                                   "scale * torch.softmax(q @ k.mT, -1)")),
     ("result thrown away", "3.5", ("return h + self.mlp(self.norm2(h, w))",
