@@ -80,7 +80,7 @@ def load_images(size, data_dir=""):
         return load_folder(Path(os.path.expanduser(data_dir)), size)
     if not data_dir:
         socket.setdefaulttimeout(20)  # a server that stays silent must not hang the notebook
-        with optional("CIFAR-10, digits take its place; see data_dir"), FileLock("data/.lock"):
+        with optional("CIFAR-10, digits take its place; or set data_dir"), FileLock("cifar10.lock"):
             return Images(to_tensor(CIFAR10("data", download=True).data, size), "CIFAR-10", {})
     gray = (load_digits().images * 255 / 16).round().astype(np.uint8)
     return Images(to_tensor(gray[..., None].repeat(3, -1), size), "digits", DIGITS)
@@ -90,7 +90,7 @@ def load_folder(folder, size):
     arrays, refused, told = [], Counter(), f"data_dir={str(folder)!r}"
     if not folder.is_dir():
         what = "a file (unpack an archive first)" if folder.exists() else "not there"
-        raise FileNotFoundError(f"{told} is {what}; expected images in {folder.absolute()}.")
+        raise FileNotFoundError(f"{told} is {what}; expected a folder at {folder.absolute()}.")
     files, seen = set(), set()
     for where, folders, _ in os.walk(folder, True, lambda e: refused.update([str(e)]), True):
         here = Path(where).resolve()  # links may lead in circles

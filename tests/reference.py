@@ -21,11 +21,11 @@ def modulated_linear(layer, x, y):
     out = F.conv1d(channels_first[None], weights.flatten(0, 1)[..., None], groups=T)
     return out.unflatten(1, (T, -1))[0].transpose(1, 2) + layer.linear.bias
 
-def l2_attention(q, v, sign=-1):
-    """softmax_j(sign |q_i - q_j|^2 / sqrt(d)) v_j, from all pairwise differences (Kim et al.)."""
+def l2_attention(q, v):
+    """softmax_j(-|q_i - q_j|^2 / sqrt(d)) v_j, from all pairwise differences (Kim et al.)."""
     differences = q[..., :, None, :] - q[..., None, :, :]  # [B, H, N, N, d]
     distances = differences.square().sum(-1)
-    return torch.softmax(sign * distances / math.sqrt(q.shape[-1]), dim=-1) @ v
+    return torch.softmax(-distances / math.sqrt(q.shape[-1]), dim=-1) @ v
 
 def isn_weight(layer):
     """sigma(W_init) W / sigma(W), with sigma(W) from an SVD. Source: ViTGAN, section 3.1."""

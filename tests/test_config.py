@@ -22,7 +22,7 @@ WRONG = [  # settings, what the sentence is
     ("'augment=color cutout'", "augment='color cutout': .* joined by commas"),
     ("fast", "^'fast' is no setting; expected NAME=VALUE, as in lr_g=0.003.$"),
     ("profile=colb", "^profile='colb': expected auto, paper, colab, cpu, smoke"),
-    ("'data_dir=my photos'", "^data_dir='my photos' is not there; expected images in /.*photos.$")]
+    ("'data_dir=my photos'", "^data_dir='my photos' is not there; expected a folder at /.*photos.")]
 
 @pytest.mark.parametrize("text, expected", WRONG, ids=[text for text, _ in WRONG])
 def test_main_says_in_a_sentence_what_is_wrong_and_what_it_expects(

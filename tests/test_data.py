@@ -87,8 +87,12 @@ def test_load_images_has_a_sentence_for_each_wrong_folder(tmp_path):
             helpers.load_images(size, str(tmp_path / name))
 
 
-def test_load_images_reads_cifar10(monkeypatch):
-    cifar = SimpleNamespace(data=np.full((3, 32, 32, 3), 9, np.uint8))
-    monkeypatch.setattr(helpers, "CIFAR10", lambda *_, **__: cifar)
+def test_load_images_reads_cifar10_one_process_at_a_time(monkeypatch, tmp_path):
+    def cifar10(*_, **__):
+        with pytest.raises(TimeoutError):  # another process waits
+            helpers.FileLock("cifar10.lock").acquire(timeout=0)
+        return SimpleNamespace(data=np.full((3, 32, 32, 3), 9, np.uint8))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(helpers, "CIFAR10", cifar10)
     pixels, name, *_ = helpers.load_images(16)
     assert name == "CIFAR-10" and pixels.shape == (3, 3, 16, 16) and (pixels == 9).all()

@@ -1,4 +1,4 @@
-"""The experiments: without each part training goes on, and otherwise; the benchmark runs."""
+"""The experiments: without a part the losses differ, and stay finite; the benchmark runs."""
 
 import functools
 import sys

@@ -186,11 +186,10 @@ def test_training_works_off_the_main_thread(train):
 
 def test_a_console_that_cannot_print_a_character_does_not_end_a_run(tmp_path):
     (tmp_path / "größe").mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (12, 12)).save(tmp_path / "größe" / name)
-    words = ["data_dir=größe", "image_size=12"]  # told, and then refused
-    done = subprocess.run([sys.executable, ROOT / "helpers.py", *words], cwd=tmp_path,
-                          capture_output=True, timeout=120,
+    for name in "ab":
+        Image.new("RGB", (12, 12)).save(tmp_path / "größe" / f"{name}.png")
+    words = [sys.executable, ROOT / "helpers.py", "data_dir=größe", "image_size=12"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=120,
                           env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 1 and b"image_size=12 must be" in done.stderr
 

@@ -8,7 +8,7 @@ FIELD=VALUE pairs come first. A run that was stopped goes on when it is started 
 that the CSV has already are skipped. Scores are cFD of 10,000 samples. evidence.csv was made with
 `--parts PART --seeds SEED --images 100000` and one thread, and its rows of `colab` with two and
 `compile=True --profile colab --images 100000 200000 300000 400000 500000 600000`, on an AMX Xeon,
-bfloat16, and for `conv` on an AMD EPYC without it, on CIFAR-10 re-encoded as JPEG. Some minutes
+bfloat16; `conv` on an AMD EPYC, float32. The images are CIFAR-10 re-encoded as JPEG. Some minutes
 include other work on the core, or a pause.
 """
 import argparse
