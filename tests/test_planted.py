@@ -51,7 +51,6 @@ PLANTED = [  # words of the mistake, the section that catches it, pairs of right
                            "self.u = F.normalize(W @ self.v, dim=0)\n                    "
                            "self.sigma_init = self.scale * self.u @ (W @ self.v)")),
     ("GELU", "5.5", ("return self.head(", "return (lambda h: F.gelu(self.head(h)))(")),
-    ("gradients of D", "6", ("fake.detach()", "fake")),
     ("gradients of D", "7", ("D.eval().requires_grad_(False)", "D.eval()")),
     ("exhausted iterator", "7", (
         "[*G.parameters()], 1 - decay",
