@@ -61,10 +61,6 @@ def device():
 def make_config(vitgan):
     return lambda **overrides: vitgan.Config(**{**TINY, **overrides})
 
-@pytest.fixture
-def config(make_config):
-    return make_config()
-
 @pytest.fixture(scope="session")
 def images(device):
     return tiny_images().to(device)

@@ -12,11 +12,18 @@ import torch
 import torch.nn.functional as F
 
 
+def linear(layer, x, m=1.0):
+    """Equalized: m (W x / sqrt(fan_in) + b) (StyleGAN2)."""
+    return m * (x @ layer.weight.T / math.sqrt(x.shape[-1]) + layer.bias)
+
+def isn_linear(layer, x):
+    return x @ isn_weight(layer).T + layer.bias
+
 def modulated_linear(layer, x, y):
     """One weight matrix per token, W'_ij = s_j W_ij, as a 1-D convolution with a group per token:
     x [p, in] or [T, p, in], y [T, width] -> [T, p, out] (StyleGAN2, Karras et al. 2020, eq. 1)."""
     T, W = len(y), layer.linear.weight / math.sqrt(layer.linear.weight.shape[1])
-    weights = layer.style(y)[:, None, :] * W  # [T, out, in]
+    weights = linear(layer.style, y)[:, None, :] * W  # [T, out, in]
     channels_first = x.expand(T, *x.shape[-2:]).transpose(1, 2).flatten(0, 1)  # [T * in, p]
     out = F.conv1d(channels_first[None], weights.flatten(0, 1)[..., None], groups=T)
     return out.unflatten(1, (T, -1))[0].transpose(1, 2) + layer.linear.bias
@@ -89,18 +96,55 @@ def cut_out(image, row, column):
             image[:, i, j] = 0
     return image
 
-def l2_self_attention(layer, h):
-    """The forward pass of L2SelfAttention with the brute-force distances."""
-    q, v = (f(h).unflatten(2, (layer.heads, -1)).transpose(1, 2) for f in (layer.qk, layer.value))
-    return layer.out(l2_attention(q, v).transpose(1, 2).flatten(2))
+def positions(layer):
+    """sin(W p + phi) at the centers p = (x, y) of the cells, row by row: [side^2, width]."""
+    centers = [(2 * i + 1) / layer.side - 1 for i in range(layer.side)]
+    places = torch.tensor([[x, y] for y in centers for x in centers])
+    return linear(layer.project, places).sin()
 
-LITERAL_FORWARD = {"ModulatedLinear": modulated_linear, "L2SelfAttention": l2_self_attention}
+def sln(layer, h, w):
+    gamma, beta = linear(layer.gamma, w), linear(layer.beta, w)
+    return gamma[:, None] * F.layer_norm(h, h.shape[-1:]) + beta[:, None]
+
+def mlp(layer, kind, h):
+    return kind(layer[2], F.gelu(kind(layer[0], h)))
+
+def generator(G, z):
+    """G head by head, with a matrix for each patch: z -> images. Source: ViTGAN, section 3.2."""
+    w = z / z.square().mean(1, keepdim=True).sqrt()
+    for layer in G.mapping.layers:
+        w = math.sqrt(2) * F.leaky_relu(linear(layer, w, m=0.01), 0.2)
+    h = positions(G.positions).expand(len(z), -1, -1)
+    for block in G.blocks:
+        q, k, v = linear(block.attention.qkv, sln(block.norm1, h, w)).chunk(3, -1)
+        size = q.shape[-1] // block.attention.heads
+        heads = [torch.softmax(a @ b.mT / math.sqrt(size), -1) @ c
+                 for a, b, c in zip(*(x.split(size, -1) for x in (q, k, v)), strict=True)]
+        h = h + linear(block.attention.out, torch.cat(heads, -1))
+        h = h + mlp(block.mlp, linear, sln(block.norm2, h, w))
+    y = sln(G.norm, h, w).flatten(0, 1)
+    features = modulated_linear(G.decoder.hidden, positions(G.fourier), y).sin()
+    colors = modulated_linear(G.decoder.out, features, y).unflatten(0, (len(z), -1))  # [B, N, p, 3]
+    side, grid = G.patch_size, math.isqrt(colors.shape[1])
+    return F.fold(colors.mT.flatten(2).mT, grid * side, side, stride=side)
+
+def discriminator(D, x):
+    """D with sigma from an SVD: images -> logits. Source: ViTGAN, section 3.1."""
+    windows = overlapping_patches(x, D.patches.patch_size, D.patches.overlap)
+    h = isn_linear(D.embed, windows) + positions(D.positions)
+    h = torch.cat([D.class_token.expand(len(x), -1, -1), h], 1)
+    for block in D.blocks:
+        normed, heads = block.norm1(h), block.attention.heads
+        q, v = (isn_linear(layer, normed).unflatten(2, (heads, -1)).transpose(1, 2)
+                for layer in (block.attention.qk, block.attention.value))
+        h = h + isn_linear(block.attention.out, l2_attention(q, v).transpose(1, 2).flatten(2))
+        h = h + mlp(block.mlp, isn_linear, block.norm2(h))
+    return isn_linear(D.head, D.norm(h)[:, 0])[:, 0]
 
 def make_literal(network):
-    """Make the layers of G or D compute the literal way from now on; returns the network."""
-    for module in network.modules():
-        if form := LITERAL_FORWARD.get(type(module).__name__):
-            module.forward = types.MethodType(form, module)
+    """Make G or D compute the literal way from now on; returns the network."""
+    form = {"Generator": generator, "Discriminator": discriminator}[type(network).__name__]
+    network.forward = types.MethodType(form, network)
     return network
 
 def training_loop(c, images, steps, vitgan):

@@ -11,8 +11,7 @@ import helpers
 PIXELS, CPU = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.device("cpu")
 PLAIN = helpers.Images(PIXELS, "cats", {})
 WRONG = [  # settings, what the sentence is
-    ("width=two", "^width='two': .* valid integer"), ("width=0", "^width='0': .* greater than 0"),
-    ("overlap=-1", "^overlap='-1': .* or equal to 0"), ("bcr=inf", "^bcr='inf': .* finite number"),
+    ("width=two", "^width='two': .* valid integer"), ("bcr=inf", "^bcr='inf': .* finite number"),
     ("flip=maybe", "^flip='maybe': .* valid boolean"), ("lr=0.1", "^lr='0.1': Unexpected keyword"),
     ("lr_g=-1 depth=x", "^depth='x': .*; lr_g='-1': "),
     ("patch_size=3", "^image_size=16 must be a multiple of patch_size=3"),

@@ -1,5 +1,4 @@
 """Data: folders of all kinds, the digits, and CIFAR-10 when it is out of reach."""
-
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +10,9 @@ import helpers
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
-
 def save(path, color=GREEN, mode="RGB", size=(20, 20)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, color).save(path)
-
 
 @pytest.mark.parametrize("mode, color, size, expected", [
     ("RGB", GREEN, (20, 20), GREEN), ("RGB", GREEN, (64, 20), GREEN), ("RGB", GREEN, (3, 5), GREEN),
@@ -33,7 +30,6 @@ def test_load_images_makes_every_file_square_and_rgb(tmp_path, mode, color, size
     assert told == [tmp_path.name, {}, str(tmp_path)]
     assert (pixels == torch.tensor(expected, dtype=torch.uint8).view(3, 1, 1)).all()
 
-
 def test_to_square_rgb_turns_photographs_upright_and_cuts_the_middle():
     """Phones store how the picture must be turned, not the turned picture."""
     stored, turn = Image.new("RGB", (16, 32), RED), Image.Exif()
@@ -42,10 +38,10 @@ def test_to_square_rgb_turns_photographs_upright_and_cuts_the_middle():
     stored.info["exif"] = turn.tobytes()
     upright = helpers.to_square_rgb(stored, 8)
     assert (upright[1] == GREEN).all() and (upright[6] == RED).all()
+    assert (helpers.to_tensor([upright], 8)[0, :, 1].T.numpy() == GREEN).all()
     stripes = np.full((8, 32, 3), 99, np.uint8)
     stripes[:, 12:20] = 200
     assert (helpers.to_square_rgb(Image.fromarray(stripes), 4) > 190).all()
-
 
 def test_load_images_counts_what_it_leaves_out_by_reason(tmp_path, capsys):
     save(tmp_path / "a.png", RED)
@@ -63,7 +59,6 @@ def test_load_images_counts_what_it_leaves_out_by_reason(tmp_path, capsys):
                   "1 .jpg: cannot", "1 .tif: mode F has", "as an 8-bit PNG"):
         assert words in told
 
-
 def test_load_images_follows_links_but_not_in_circles_and_skips_hidden_names(tmp_path):
     save(tmp_path / "elsewhere" / "a.png")
     photos = tmp_path / "photos"
@@ -73,7 +68,6 @@ def test_load_images_follows_links_but_not_in_circles_and_skips_hidden_names(tmp
     (photos / "linked").symlink_to(tmp_path / "elsewhere")
     (photos / "circle").symlink_to(photos)
     assert len(helpers.load_images(8, str(photos)).pixels) == 2
-
 
 def test_load_images_has_a_sentence_for_each_wrong_folder(tmp_path):
     for name in ("one/a.png", "two/a.png", "two/b.png"):
@@ -86,7 +80,6 @@ def test_load_images_has_a_sentence_for_each_wrong_folder(tmp_path):
         with pytest.raises(error, match=f"data_dir='.*{name}'.*{sentence}"):
             helpers.load_images(size, str(tmp_path / name))
 
-
 def test_load_images_reads_cifar10_one_process_at_a_time(monkeypatch, tmp_path):
     def cifar10(*_, **__):
         with pytest.raises(TimeoutError):  # another process waits
@@ -95,4 +88,5 @@ def test_load_images_reads_cifar10_one_process_at_a_time(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(helpers, "CIFAR10", cifar10)
     pixels, name, *_ = helpers.load_images(16)
+    assert helpers.load_images(8, "digits").pixels.max() == 255
     assert name == "CIFAR-10" and pixels.shape == (3, 3, 16, 16) and (pixels == 9).all()

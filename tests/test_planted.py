@@ -110,3 +110,14 @@ def test_every_row_is_planted_in_every_section_that_it_names():
     missing = [(mistake, section) for mistake, caught in TABLE.items() for section in caught
                if not any(row in mistake and section == place for row, place in planted)]
     assert len(TABLE) > 10 and missing == []
+
+def test_solutions_are_right_and_other_answers_are_not(capsys):
+    space, cells = names(), [cell["text"] for cell in CODE if cell["section"] == "12"]
+    for text, solution in zip(cells, re.findall(r"python\n(def my_.*?)```", MARKDOWN, re.S),
+                              strict=True):
+        exec(text, space)
+        exec(solution, space)
+        exec(text.splitlines()[-1], space)
+    space["check_exercise"]("zero", torch.zeros(3), torch.ones(3))
+    told = re.findall(": (replace|right|not right)", capsys.readouterr().out)
+    assert told == ["replace", "right"] * 3 + ["not right"]

@@ -1,5 +1,4 @@
 """`python helpers.py`, alone and under torchrun; README's commands and script; the set-up cell."""
-
 import json
 import os
 import re
@@ -12,7 +11,6 @@ from PIL import Image
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMOKE = ["profile=smoke", "data_dir=digits", "image_size=16", "total_images=64"]
 
-
 def test_torchrun_trains_in_two_processes_and_one_goes_on_from_their_checkpoint(tmp_path, vitgan):
     launch = re.search(r"`\.venv/bin/torchrun (.*?) helpers.py .*?`", README)[1].split()
     script, place = [ROOT / "helpers.py", *SMOKE], dict(folder=tmp_path, VITGAN_RUNS="runs")
@@ -24,13 +22,11 @@ def test_torchrun_trains_in_two_processes_and_one_goes_on_from_their_checkpoint(
     assert "has seen 64 images; going on from there" in out
     assert vitgan.load_generator(folder / "generator.safetensors")[2]["images seen"] == 96
 
-
 def test_readme_script_ends_in_a_picture(kit):
     (script,) = re.findall("^```python\n(.*?)^```", README, re.M | re.S)
     run(sys.executable, "-c", script, folder=kit)
     (picture,) = kit.glob("*.png")
     assert Image.open(picture).size[0] > 30
-
 
 def test_set_up_cell_of_a_published_copy_clones_it_once(tmp_path, monkeypatch):
     """In an empty folder, as in Colab; GitHub is replaced by a folder here."""
