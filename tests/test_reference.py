@@ -80,8 +80,8 @@ def test_w_avg_is_the_mean_of_w_in_training_and_truncation_moves_towards_it(vitg
         G(z)
     w = G.mapping(batches.flatten(0, 1))
     close(G.w_avg, w.mean(0))
-    closer = G.synthesize(0.75 * w.mean(0) + 0.25 * w[:5])
-    close(G.eval()(batches[0], 0.25), closer)
+    closer = G.eval()(batches[0], 0.25)
+    close(closer, G.synthesize(0.75 * w.mean(0) + 0.25 * w[:5]))
     assert torch.equal(vitgan.sample(G, batches[0], 0.25), vitgan.to_uint8(closer))
     G.train().num_w_batches.fill_(9999)  # from 500 batches on, a running mean
     G(batches[0])
