@@ -88,5 +88,4 @@ def test_load_images_reads_cifar10_one_process_at_a_time(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(helpers, "CIFAR10", cifar10)
     pixels, name, *_ = helpers.load_images(16)
-    assert helpers.load_images(8, "digits").pixels.max() == 255
     assert name == "CIFAR-10" and pixels.shape == (3, 3, 16, 16) and (pixels == 9).all()

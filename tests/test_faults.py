@@ -206,7 +206,8 @@ def test_a_server_out_of_reach_costs_cifar10_and_no_more(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(helpers.CIFAR10, "url", "http://127.0.0.1:9/c.gz")  # nobody answers
     with pytest.warns(UserWarning, match="left out: CIFAR-10, digits take its place"):
-        assert helpers.load_images(8).name == "digits"
+        pixels, name, *_ = helpers.load_images(8)
+    assert name == "digits" and pixels.max() == 255
 
 def test_load_generator_reads_what_was_saved_and_refuses_the_rest(vitgan, make_config, tmp_path):
     config = make_config(patch_size=8)

@@ -122,9 +122,9 @@ def test_100_steps_are_those_of_a_literal_loop_to_the_last_bit(vitgan, tmp_path)
         assert loss_D == pytest.approx(halves, rel=1e-4)
 
 def test_distances_see_sets_and_agree_with_the_shipped_card(vitgan):
-    x, path = tiny_images(), ROOT / "assets" / "vitgan-32.safetensors"
+    x = tiny_images()
     assert vitgan.sliced_wasserstein(x, x.flip(0)) < 1e-3 < vitgan.sliced_wasserstein(x, 255 - x)
-    G, model, card = vitgan.load_generator(path)
+    G, model, card = vitgan.load_generator(ROOT / "assets" / "vitgan-32.safetensors")
     one, other = (vitgan.fixed_noise(model, 1000, seed) for seed in (1, 2))
     assert not torch.equal(one, other) and not torch.equal(vitgan.fixed_subset(x, 8), x[:8])
     assert vitgan.cfd(vitgan.sample(G, one)) == pytest.approx(card["cFD"], rel=0.1)
