@@ -6,11 +6,11 @@
 
 FIELD=VALUE pairs come first. A run that was stopped goes on when it is started again, and rows
 that the CSV has already are skipped. Scores are cFD of 10,000 samples. evidence.csv was made with
-`--parts PART --seeds SEED --images 100000` and one thread, and its rows of `colab` with two and
-`compile=True --profile colab --images 100000 200000 300000 400000 500000 600000`, on an AMX Xeon,
-bfloat16. In float32: `conv` on an AMD EPYC, and `--images 200000`, with and without `bcr=10.0`, on
-a Xeon without AMX. The images are CIFAR-10 re-encoded as JPEG. Some minutes include other work on
-the core, or a pause.
+`--parts PART --seeds SEED --images 200000` and one thread: `full`, also with `bcr=10.0`, `one-sln`,
+`no-mapping` and `no-bcr` on a Xeon without AMX in float32, the others on an AMD EPYC (Zen 5) in
+bfloat16. Its rows of `colab` took two threads of an AMX Xeon, in bfloat16, with `compile=True
+--profile colab --images 100000 200000 300000 400000 500000 600000`. The images are CIFAR-10
+re-encoded as JPEG. Some minutes include other work on the core, or a pause.
 """
 import argparse
 import copy
