@@ -1,14 +1,14 @@
 """Take a part away from a profile, train, score: one row of a CSV for each number of images.
 
     python tests/experiments/ablations.py --data FOLDER --parts full no-bcr --seeds 0 1
-    python tests/experiments/ablations.py bcr=10.0 --data FOLDER --images 100000
+    python tests/experiments/ablations.py bcr=10.0 --data FOLDER --images 200000
     python tests/experiments/ablations.py --plot parts.png --out tests/experiments/evidence.csv
 
 FIELD=VALUE pairs come first. A run that was stopped goes on when it is started again, and rows
 that the CSV has already are skipped. Scores are cFD of 10,000 samples. evidence.csv was made with
-`--parts PART --seeds SEED --images 200000` and one thread: `full`, also with `bcr=10.0`, `one-sln`,
-`no-mapping` and `no-bcr` on a Xeon without AMX in float32, the others on an AMD EPYC (Zen 5) in
-bfloat16. Its rows of `colab` took two threads of an AMX Xeon, in bfloat16, with `compile=True
+`--parts PART --seeds SEED --images 200000` and one thread, on an AMD EPYC (Zen 5) in bfloat16.
+`one-sln`, `no-mapping`, `no-bcr`, and `full` with and without `bcr=10.0` ran on a Xeon without AMX
+in float32. The rows of `colab` took two threads of an AMX Xeon, in bfloat16, with `compile=True
 --profile colab --images 100000 200000 300000 400000 500000 600000`. The images are CIFAR-10
 re-encoded as JPEG. Some minutes include other work on the core, or a pause.
 """
