@@ -1,7 +1,9 @@
 """Two processes that share a batch train the networks that one with the whole batch does."""
+
 import functools
 import itertools
 import os
+import signal
 import sys
 
 import pytest
@@ -33,21 +35,29 @@ def worker(out):
         torch.randn = shared_randn  # the weights are drawn by now
         return share(lambda m: sample_real(images, m, flip), n)
 
-    helpers.LOG_STEPS, vitgan.sample_real = 1, shared_real
+    vitgan.sample_real = shared_real
     vitgan.diff_augment = lambda x, policy: 0.9 * x.roll(1, -1)
     # With a small eps the rounding of gradients that are zero becomes whole steps
     torch.optim.Adam = functools.partial(torch.optim.Adam, eps=1e-3)
     config = vitgan.Config(**{**TINY, "batch_size": 8, "total_images": 24})
-    state = vitgan.train(config, tiny_images(), out + "-run")
+    state = vitgan.train(config, tiny_images(), out + "-run", log_steps=1)
     weights = [network.state_dict() for network in (state.G, state.D, state.G_ema)]
     saved = {"history": state.history, "seconds": state.seconds, "weights": weights}
     torch.save(saved, f"{out}-{rank}.pt")
 
+
 def test_train_in_two_processes_equals_train_in_one(tmp_path):
     """Losses, weights and EMA after 3 steps, to 1e-5; only the first process keeps snapshots."""
     run(sys.executable, __file__, tmp_path / "one")
-    run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        __file__, tmp_path / "two")
+    run(
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        __file__,
+        tmp_path / "two",
+    )
     files = (tmp_path / f"{name}.pt" for name in ("one-0", "two-0", "two-1"))
     one, first, second = map(torch.load, files)
     assert ["swd" in saved["history"][-1] for saved in (one, first, second)] == [True, True, False]
@@ -58,5 +68,35 @@ def test_train_in_two_processes_equals_train_in_one(tmp_path):
     for a, b in zip(first["weights"][:2], second["weights"][:2], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
-if __name__ == "__main__":
+
+def stopped_worker(out):
+    """The second process gets the signal in its third step."""
+    vitgan = helpers.load_definitions()
+    dist.init_process_group("gloo")
+    honest, steps = vitgan.train_step, []
+
+    def train_step(state, images):
+        steps.append(1)
+        if len(steps) == 3 and dist.get_rank() == 1:
+            signal.raise_signal(signal.SIGINT)
+        return honest(state, images)
+
+    vitgan.train_step = train_step
+    config = vitgan.Config(**{**TINY, "total_images": 4000})
+    state = vitgan.train(config, tiny_images(), out, log_steps=5)
+    assert state.images_seen == 20
+    with pytest.raises(ValueError, match="batch_size=3 must be a multiple of the 2 processes"):
+        helpers.share(3)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step_and_the_first_saves(tmp_path):
+    launch = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
+    run(sys.executable, *launch, __file__, tmp_path / "run", "stop")
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert saved["state"]["images_seen"] == 20
+
+
+if __name__ == "__main__" and len(sys.argv) == 3:
+    stopped_worker(sys.argv[1])
+elif __name__ == "__main__":
     worker(sys.argv[1])

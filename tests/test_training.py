@@ -1,4 +1,5 @@
 """The two losses, one training step, and the loop around it."""
+
 import dataclasses
 import functools
 import shutil
@@ -15,10 +16,13 @@ def assert_same(a, b):
     """Equal to the last bit, however nested."""
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
+
 def test_losses_and_their_gradients_are_those_written_out(vitgan, monkeypatch):
     """Goodfellow's, of augmented images; bCR compares each image with its own augmentation."""
     shifts, slope = torch.rand(4, 1, 1, 1) / 6, torch.tensor(1.5, requires_grad=True)
-    monkeypatch.setattr(vitgan, "diff_augment", lambda x, policy: x + shifts[:len(x)] * len(policy))
+    monkeypatch.setattr(
+        vitgan, "diff_augment", lambda x, policy: x + shifts[: len(x)] * len(policy)
+    )
 
     def D(x):
         return slope * x.mean((1, 2, 3))
@@ -28,30 +32,51 @@ def test_losses_and_their_gradients_are_those_written_out(vitgan, monkeypatch):
     logistic = -(logit_real.sigmoid().log() + (1 - logit_fake.sigmoid()).log()).mean()
     moved = (logit_real - D(real)).square().mean() + (logit_fake - D(fake)).square().mean()
     loss, stats = vitgan.discriminator_loss(D, real, fake, "cutout", 10.0)
-    torch.testing.assert_close(stats, {
-        "d_loss": logistic.detach(), "bcr": 10 * moved.detach(),
-        "logit_real": logit_real.mean().detach(), "logit_fake": logit_fake.mean().detach()})
-    loss_G, told = vitgan.generator_loss(D, fake, "cutout")
+    torch.testing.assert_close(
+        stats,
+        {
+            "d_loss": logistic.detach(),
+            "consistency": 10 * moved.detach(),
+            "logit_real": logit_real.mean().detach(),
+            "logit_fake": logit_fake.mean().detach(),
+        },
+    )
+    loss_G, stats_G = vitgan.generator_loss(D, real, fake, "cutout")
     expected_G = -D(fake + 6 * shifts[:2]).sigmoid().log().mean()
-    assert told["g_loss"] == loss_G
+    assert stats_G["g_loss"] == loss_G
     for found, expected in ((loss, logistic + 10 * moved), (loss_G, expected_G)):
         torch.testing.assert_close(found, expected)
         slopes = (torch.autograd.grad(x, slope, retain_graph=True) for x in (found, expected))
         torch.testing.assert_close(*slopes)
 
+
 @pytest.mark.filterwarnings("error:left out")
-@pytest.mark.parametrize("precision, tolerance, compile", [  # of losses, of gradients' direction
-    ("float32", 1e-4, False), ("float16", 0.01, False), ("bfloat16", 0.05, False),
-    pytest.param("float32", 1e-4, True, marks=pytest.mark.skipif(
-        not shutil.which("g++"), reason="no compiler"))])
+@pytest.mark.parametrize(
+    "precision, tolerance, compile",
+    [  # of losses, of gradients' direction
+        ("float32", 1e-4, False),
+        ("float16", 0.01, False),
+        ("bfloat16", 0.05, False),
+        pytest.param(
+            "float32",
+            1e-4,
+            True,
+            marks=pytest.mark.skipif(not shutil.which("g++"), reason="no compiler"),
+        ),
+    ],
+)
 def test_train_step_in_each_format_follows_literal_float32_on_the_cpu(
-        vitgan, make_config, images, device, monkeypatch, precision, tolerance, compile):
+    vitgan, make_config, images, device, monkeypatch, precision, tolerance, compile
+):
     """Losses within the tolerance, relative above 1; the gradients of G and of D, a vector each,
     within it of the literal ones' length. Rates are 0, since Adam's step is mostly a sign.
     The CPU runs compiled graphs as they are, since its compiler would take minutes."""
     for draw in (torch.rand, torch.randn, torch.randint):  # all devices draw the CPU's numbers
-        monkeypatch.setattr(torch, draw.__name__, lambda *sizes, device="cpu", draw=draw, **rest:
-                            draw(*sizes, **rest).to(device))
+        monkeypatch.setattr(
+            torch,
+            draw.__name__,
+            lambda *sizes, device="cpu", draw=draw, **rest: draw(*sizes, **rest).to(device),
+        )
     if device.type == "cpu":
         graphs = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
         monkeypatch.setattr(torch.nn.Module, "compile", graphs)
@@ -63,19 +88,22 @@ def test_train_step_in_each_format_follows_literal_float32_on_the_cpu(
     for network in (literal.G, literal.D):
         reference.make_literal(network)
     found = []
-    for it, its_images in ((state, images), (literal, images.cpu())):
+    for trained, pictures in ((state, images), (literal, images.cpu())):
         torch.manual_seed(1)
-        with torch.no_grad(), it.autocast():
-            logits = it.D(torch.zeros(2, 3, 8, 8, device=its_images.device))
-        assert logits.dtype == getattr(torch, it.config.precision)
-        found.append(vitgan.train_step(it, its_images))
+        with torch.no_grad(), trained.autocast():
+            logits = trained.D(torch.zeros(2, 3, 8, 8, device=pictures.device))
+        assert logits.dtype == getattr(torch, trained.config.precision)
+        found.append(vitgan.train_step(trained, pictures))
     for name, exact in found[1].items():
         assert found[0][name].item() == pytest.approx(exact.item(), rel=tolerance, abs=tolerance)
     for network, expected in ((state.G, literal.G), (state.D, literal.D)):
-        a, b = (torch.cat([p.grad.cpu().flatten() for p in net.parameters()])
-                for net in (network, expected))
+        a, b = (
+            torch.cat([p.grad.cpu().flatten() for p in net.parameters()])
+            for net in (network, expected)
+        )
         assert b.norm() > 0 and (a - b).norm() < tolerance * b.norm()
     vitgan.train_step(state, images)  # the scaler, too, must be ready for a second one
+
 
 def test_train_goes_on_to_the_same_bits_and_saves_at_the_end(train, tmp_path):
     """On the device, in the format whose scaler has a state, too."""
@@ -89,20 +117,38 @@ def test_train_goes_on_to_the_same_bits_and_saves_at_the_end(train, tmp_path):
         assert_same(getattr(parts, name).state_dict(), getattr(whole, name).state_dict())
     assert [e["d_loss"] for e in parts.history] == [e["d_loss"] for e in whole.history]
 
+
+def test_snapshots_come_eight_times_a_run_and_first_after_a_minute(make_config, vitgan, tmp_path):
+    for minutes, interval, first in ((12.5, 93.75, 60), (0.8, 6, 6), (1000, 600, 60)):
+        state = vitgan.TrainState(make_config(max_minutes=minutes), torch.device("cpu"))
+        run = helpers.Run(state, tmp_path, {})
+        run.lock.release()
+        assert (run.interval, run.snapshot_at) == (interval, first)
+
+
 def test_train_stops_after_max_minutes_and_goes_on_with_more(train, monkeypatch):
     assert train(total_images=400, max_minutes=1e-9).images_seen == 8
     assert train(total_images=16).images_seen == 16
     monkeypatch.setattr(helpers.time, "monotonic", iter(range(0, 9999, 30)).__next__)  # slow steps
     assert train("slow", total_images=400, max_minutes=0.4).images_seen == 4
 
-@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
+
 @pytest.mark.parametrize("native, dtype", [(True, torch.bfloat16), (False, torch.float16)])
-def test_auto_precision_takes_bfloat16_only_where_a_gpu_has_it(vitgan, monkeypatch, native, dtype):
+def test_auto_precision_takes_bfloat16_only_where_a_gpu_has_it(monkeypatch, native, dtype):
     """A T4 only emulates it."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
-                        lambda including_emulation=True: native or including_emulation)
-    monkeypatch.setattr(torch, "autocast", lambda kind, dtype, enabled: (kind, dtype, enabled))
-    assert vitgan.mixed_precision(torch.device("cuda"))[0]() == ("cuda", dtype, True)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: native or including_emulation,
+    )
+    assert helpers.number_format(torch.device("cuda")) == dtype
+
+
+def test_float16_has_a_scaler(make_config, vitgan):
+    for precision in ("float16", "bfloat16", "float32"):
+        state = vitgan.TrainState(make_config(precision=precision), torch.device("cpu"))
+        assert state.scaler.is_enabled() == (precision == "float16")
+
 
 def test_100_steps_are_those_of_a_literal_loop_to_the_last_bit(vitgan, tmp_path):
     """At once, and after a stop half-way. The literal loop runs here, since the last bits differ
@@ -118,13 +164,17 @@ def test_100_steps_are_those_of_a_literal_loop_to_the_last_bit(vitgan, tmp_path)
             state = vitgan.train(c, data.pixels, tmp_path / folder)
         for network, literal in ((state.G, G), (state.D, D), (state.G_ema, average)):
             assert_same(network.state_dict(), literal.state_dict())
-        loss_D = [entry["d_loss"] + entry["bcr"] for entry in state.history]
+        loss_D = [entry["d_loss"] + entry["consistency"] for entry in state.history]
         assert loss_D == pytest.approx(halves, rel=1e-4)
+
 
 def test_distances_see_sets_and_agree_with_the_shipped_card(vitgan):
     x = tiny_images()
     assert vitgan.sliced_wasserstein(x, x.flip(0)) < 1e-3 < vitgan.sliced_wasserstein(x, 255 - x)
+    gray = torch.full((8, 3, 8, 8), 100, dtype=torch.uint8)
+    assert vitgan.sliced_wasserstein(gray, gray + 10) == pytest.approx(10, rel=0.05)
     G, model, card = vitgan.load_generator(ROOT / "assets" / "vitgan-32.safetensors")
     one, other = (vitgan.fixed_noise(model, 1000, seed) for seed in (1, 2))
     assert not torch.equal(one, other) and not torch.equal(vitgan.fixed_subset(x, 8), x[:8])
-    assert vitgan.cfd(vitgan.sample(G, one)) == pytest.approx(card["cFD"], rel=0.1)
+    features = vitgan.features(vitgan.sample(G, one))
+    assert vitgan.cfd(features) == pytest.approx(card["cFD"], rel=0.1)
