@@ -87,7 +87,8 @@ def number_format(device, precision="auto"):
 
 def random_states():
     """What the next random numbers of the CPU and of a CUDA device depend on."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] * torch.cuda.is_available())]
+    on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *on_gpu]
 
 
 def set_random_states(states, seed):
