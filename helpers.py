@@ -38,6 +38,8 @@ from filelock import FileLock, Timeout
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.display import Markdown, display
 from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 from torchvision.utils import make_grid
@@ -292,7 +294,7 @@ MAY_CHANGE = ("total_images", "max_minutes", "compile", "precision")  # when a r
 
 
 class RunError(ValueError):
-    """A run cannot be begun in its folder; the message says why, and what to do."""
+    """A run cannot be begun; the message says why, and what to do."""
 
 
 def runs_root():
@@ -495,6 +497,45 @@ class Run:
                 path.unlink(missing_ok=True)
 
 
+# ---- weights ----
+
+
+def save_weights(path, networks, about):
+    """Write {name: network} as safetensors, matrices in half precision, with a dict beside them."""
+    tensors = {}
+    for name, network in networks.items():
+        for key, tensor in network.state_dict().items():
+            tensor = tensor.half() if tensor.ndim > 1 else tensor
+            tensors[f"{name}.{key}"] = tensor.cpu().contiguous()
+    save_file(tensors, path, metadata={"about": json.dumps(about)})
+
+
+def about_weights(path):
+    """The dict that save_weights stored; RunError if the file is none of its own."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["about"])
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise RunError(f"{path} is no file by save_weights ({error}).") from None
+
+
+def load_weights(path, networks):
+    """Load {name: network} from a file by save_weights; RunError names what does not fit."""
+    about = about_weights(path)
+    with safe_open(path, "pt") as file:
+        for name, network in networks.items():
+            keys = [key for key in file.keys() if key.startswith(f"{name}.")]
+            found = {key.removeprefix(f"{name}."): file.get_tensor(key).float() for key in keys}
+            wanted = network.state_dict()
+            shapes = [{k: v.shape for k, v in part.items()} for part in (wanted, found)]
+            wrong = [key for key in {**wanted, **found} if len({s.get(key) for s in shapes}) > 1]
+            if wrong:
+                more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+                made = " ".join(f"{key}={value}" for key, value in about["model"].items())
+                raise RunError(f"{path} does not fit this {name}: {wrong[0]}{more}. It has {made}.")
+            network.load_state_dict(found)
+
+
 # ---- the notebook's definitions, and the command ----
 
 
@@ -568,10 +609,10 @@ def main(words):
         sys.exit(str(error))
     if rank_and_size()[0] == 0:
         with optional("the weights, the checkpoint has them, too", OSError):
-            card = {"data": data.name, "images seen": state.images_seen}
-            card["number format"] = str(state.dtype)
-            vitgan.save_generator(folder / "generator.safetensors", state.G_ema, config, card)
+            vitgan.save_run(folder / "weights.safetensors", state, {"data": data.name})
         say(f"weights and samples: {folder}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 # ---- figures ----

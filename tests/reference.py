@@ -116,7 +116,8 @@ def cut_out(image, row, column):
 
 def positions(layer):
     """sin(W p + phi) at the centers p = (x, y) of the cells, row by row: [side^2, width]."""
-    centers = [(2 * i + 1) / layer.side - 1 for i in range(layer.side)]
+    side = math.isqrt(len(layer.coords))
+    centers = [(2 * i + 1) / side - 1 for i in range(side)]
     places = torch.tensor([[x, y] for y in centers for x in centers])
     return linear(layer.project, places).sin()
 

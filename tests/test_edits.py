@@ -113,7 +113,7 @@ def test_attention_with_a_new_parameter_trains_and_the_shipped_weights_are_a_sen
     assert train(changed, tmp_path)[0].images_seen == 24
     vitgan = sys.modules["vitgan"]
     with pytest.raises(
-        ValueError, match=r"does not fit this Generator: blocks\.0\.attention\.gain and 3 more"
+        ValueError, match=r"does not fit this G_ema: blocks\.0\.attention\.gain and 1 more"
     ):
         vitgan.load_generator(ROOT / "assets" / "vitgan-32.safetensors")
 

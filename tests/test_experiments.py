@@ -14,7 +14,7 @@ import ablations  # noqa: E402
 import benchmark  # noqa: E402
 import sick  # noqa: E402
 
-MENDED = dict(overlap_g=1, qk_norm=True, pool_d="mean", patch_size_g=2, latent_dim=TINY["width"])
+MENDED = dict(overlap_g=1, qk_norm=True, patch_size_g=2, latent_dim=TINY["width"])
 
 
 @functools.cache

@@ -110,9 +110,7 @@ def test_w_avg_is_the_mean_of_w_in_training_and_truncation_moves_towards_it(vitg
     close(G.w_avg, 0.998 * w.mean(0) + 0.002 * w[:5].mean(0))
 
 
-def test_fourier_features_have_the_step_they_are_given_and_the_same_field_at_any_zoom(vitgan):
-    f, dense = vitgan.FourierFeatures(8, 4096, 0.3), vitgan.FourierFeatures(24, 4096)
+def test_fourier_features_have_the_step_they_are_given(vitgan):
+    f = vitgan.FourierFeatures(8, 4096, 0.3)
     argument = f.project(f.coords).unflatten(0, (8, 8))
     assert abs(argument.diff(dim=1).square().mean().sqrt() - 0.3) < 0.03
-    dense.project = f.project
-    assert torch.equal(f(3), dense())

@@ -28,7 +28,7 @@ def test_torchrun_trains_in_two_processes_and_one_goes_on_from_their_checkpoint(
     assert folder == tmp_path / said and "images/s" in err
     out, _ = run(sys.executable, *script, "total_images=96", **place)
     assert "has seen 64 images; going on from there" in out
-    G, _, card = vitgan.load_generator(folder / "generator.safetensors")
+    G, _, card = vitgan.load_generator(folder / "weights.safetensors")
     average = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["G_ema"]
     torch.testing.assert_close(G.state_dict(), average, rtol=1e-3, atol=1e-3)
     assert card["images seen"] == 96

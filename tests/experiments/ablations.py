@@ -1,7 +1,7 @@
 """Take a part away from a profile, train, score: one row of a CSV for each number of images.
 
     python tests/experiments/ablations.py --data FOLDER --parts full no-bcr --seeds 0 1
-    python tests/experiments/ablations.py lr_d=0.003 --data FOLDER --images 200000
+    python tests/experiments/ablations.py --data FOLDER --parts dcgan --images 9999999 --minutes 17
     python tests/experiments/ablations.py --plot parts.png --out tests/experiments/evidence.csv
 
 FIELD=VALUE pairs come first. A run that was stopped goes on when it is started again, and rows that
@@ -112,7 +112,7 @@ def plot(rows, path, samples):
 
     rows = [row for row in rows if row["cfd"]]
     limit = max((row["limit"] for row in rows if row["part"] == "full"), key=int, default=None)
-    rows = [row for row in rows if row["limit"] == limit]
+    rows = [row for row in rows if row["limit"] == limit or row["part"] == "dcgan"]
     found = {part: [row for row in rows if row["part"] == part] for part in PARTS}
     found = {PARTS[part][0]: found_rows for part, found_rows in found.items() if found_rows}
     if PARTS["full"][0] not in found:
@@ -132,7 +132,7 @@ def plot(rows, path, samples):
         print(text, values[what])
         if what in found:
             row = found[what][0]
-            name = "-".join([row["part"], *row["settings"].split(), row["seed"], limit])
+            name = "-".join([row["part"], *row["settings"].split(), row["seed"], row["limit"]])
             pictures.imshow(plt.imread(samples / f"{name}.png"), extent=(0, 8, y + 0.47, y - 0.47))
     ax.axvspan(min(full), max(full), color="#c53030", alpha=0.15)
     ax.set_yticks(range(len(order)), order, fontsize=9)

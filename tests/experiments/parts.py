@@ -93,9 +93,8 @@ def linear_coordinates(vitgan):
             nn.init.normal_(self.project.weight)
             nn.init.zeros_(self.project.bias)
 
-        def forward(self, zoom=1):
-            coords = vitgan.coordinate_grid(zoom * self.side).to(self.coords)
-            return self.project(coords)
+        def forward(self):
+            return self.project(self.coords)
 
     vitgan.FourierFeatures = LinearCoordinates
 
@@ -246,7 +245,7 @@ def dcgan(vitgan):
     vitgan.discriminator_loss, vitgan.generator_loss = discriminator_loss, generator_loss
 
 
-AS_IT_WAS = dict(qk_norm=False, qk_scaled_d=False, pool_d="token", mapping_layers=8)
+AS_IT_WAS = dict(qk_norm=False, qk_scaled_d=False, mapping_layers=8)
 DCGAN = dict(batch_size=64, lr_g=0.0002, lr_d=0.0002, flip=False, latent_dim=100, ema_half_life=1)
 
 PARTS = {  # name: (what it does, settings, a function that patches the notebook's definitions)
@@ -258,7 +257,7 @@ PARTS = {  # name: (what it does, settings, a function that patches the notebook
     ),
     "no-qk-norm": ("G without QK norm", {"qk_norm": False}, nothing),
     "no-scale": ("D's queries at the usual size", {"qk_scaled_d": False}, nothing),
-    "token": ("D's head on the class token", {"pool_d": "token"}, nothing),
+    "mean": ("D's head on the mean of its tokens", {"pool_d": "mean"}, nothing),
     "mapping-0": ("no mapping network", {"mapping_layers": 0}, nothing),
     "mapping-8": ("eight mapping layers", {"mapping_layers": 8}, nothing),
     "no-overlap-g": ("no overlap of G's patches", {"overlap_g": 0}, nothing),

@@ -25,16 +25,19 @@ import helpers  # noqa: E402
 PROFILE = "cpu"
 D_WINS = dict(lr_g=0.0002, bcr=0.0)
 RUNS = {  # name: (settings, what one would do)
-    "healthy": ({}, "nothing"),
+    "healthy": ({}, "change nothing"),
     "D wins": (D_WINS, "raise bcr, or lr_g"),
     "G outruns D": (dict(lr_d=0.0001), "raise lr_d, or lower lr_g"),
-    "collapse": (dict(lr_g=0.03, lr_d=0.03, qk_norm=False), "lower both rates; qk_norm=True"),
-    "cured": (D_WINS, "settings of healthy from the line on"),
+    "attention collapses": (
+        dict(lr_g=0.03, lr_d=0.03, qk_norm=False),
+        "lower both rates; qk_norm=True",
+    ),
+    "cured": (D_WINS, "healthy from the line on"),
     "A": ({}, ""),
     "B": (dict(bcr=1000.0), ""),
     "C": (dict(lr_g=0.0001, lr_d=0.0001), ""),
 }
-SHOWN = ["healthy", "D wins", "G outruns D", "collapse", "cured"]
+SHOWN = ["healthy", "D wins", "G outruns D", "attention collapses", "cured"]
 
 
 def augment_reals_only(vitgan):
@@ -90,13 +93,15 @@ def draw(runs, path):
         column[1].set_ylim(0, 85)
         note = f"\n→ {RUNS[name][1]}" if RUNS[name][1] else ""
         column[0].set_title(name + note, fontsize=9)
-        moments = [len(strips) // 6, len(strips) // 2, len(strips) - 1]
+        moments = [0, len(strips) // 2, len(strips) - 1]
         column[3].imshow(helpers.image_grid(strips[moments][:, :4].flatten(0, 1), 4))
         column[3].axis("off")
     for ax in axes[:3, 0]:
         ax.legend(fontsize=7)
     for ax in axes[:3].flat:
         ax.tick_params(labelsize=7)
+    for ax in axes[2]:
+        ax.set_xlabel("thousand images", fontsize=7)
     fig.savefig(path, dpi=80)
 
 
