@@ -21,6 +21,7 @@ import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import os, resource, signal, torch, conftest, helpers
 vitgan = helpers.load_definitions()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and one under nohup this
 images, device = conftest.tiny_images(), torch.device("cpu")
 data = helpers.Images(images, "tiny")
 

@@ -87,6 +87,7 @@ def stopped_worker(out):
     assert state.images_seen == 20
     with pytest.raises(ValueError, match="batch_size=3 must be a multiple of the 2 processes"):
         helpers.share(3)
+    dist.destroy_process_group()
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step_and_the_first_saves(tmp_path):
