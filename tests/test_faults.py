@@ -279,7 +279,7 @@ def test_a_state_that_could_not_be_read_again_is_refused_when_it_is_saved(vitgan
     before = vitgan.TrainState
     vitgan.TrainState = State
     try:
-        with pytest.raises(Exception, match="pickle|weights_only|Weights only"):
+        with pytest.raises(Exception, match="pickle|local object|weights_only|Weights only"):
             train()
     finally:
         vitgan.TrainState = before
